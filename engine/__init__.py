@@ -1,0 +1,25 @@
+"""Text-prompted segmentation of medical images: a frozen CLIPSeg with small adapters.
+
+    from engine import Segmenter, read_volume
+
+The names are loaded when they are first used, so that `import engine` costs nothing.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Segmenter": "engine.segmenter",
+    "Volume": "engine.imaging.volume",
+    "read_volume": "engine.imaging.reading",
+    "write_segments": "engine.imaging.writing",
+    "UserError": "engine.errors",
+}
+__all__ = ["Segmenter", "UserError", "Volume", "__version__", "read_volume", "write_segments"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'engine' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,187 @@
+"""Bases: frozen CLIPSegs in the Hugging Face folder format, found by name or folder."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+
+from engine.errors import UserError
+from engine.files import replacing, sha256_of
+
+SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
+PUBLIC_BASES = {"clipseg": "CIDAS/clipseg-rd64-refined"}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEFAULT_SIDE = 352
+
+
+def user_models() -> Path:
+    """Return the folder of the user's own bases and adapters: VLSM_MODELS, or ~/.vlsm-segmenter/models."""
+    return Path(os.environ.get("VLSM_MODELS") or Path.home() / ".vlsm-segmenter" / "models")
+
+
+def model_folders() -> list[Path]:
+    """Return the folders in which models are looked up by name: the user's own before the shipped ones."""
+    return [user_models(), SHIPPED_MODELS]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A CLIPSeg in a folder, and how images are made ready for it.
+
+    Attributes:
+        name: what people call it.
+        folder: holds config.json, model.safetensors and the tokenizer's files.
+        sha256: hash of all its floating-point weights; adapters name the base that they fit by it.
+        side: of the square that it reads, in pixels.
+        mean, std: of the three channels, for values in 0..1.
+    """
+
+    name: str
+    folder: Path
+    sha256: str
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def load_network(self) -> CLIPSegForImageSegmentation:
+        """Load the weights in fp32, ready for inference."""
+        network = CLIPSegForImageSegmentation.from_pretrained(
+            self.folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
+        )
+        return network.eval()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+
+def open_base(name_or_folder: str) -> Base:
+    """Find a base and check its files.
+
+    Raises:
+        UserError: there is no such base, its files are incomplete or damaged, or it is not a CLIPSeg.
+    """
+    folder = _find_base(name_or_folder)
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") != "clipseg":
+        raise UserError(f"{folder} holds a '{config.get('model_type')}' model; a base must be a CLIPSeg")
+    folder = _with_safetensors(folder)
+    processor = folder / "preprocessor_config.json"
+    settings = _read_json(processor) if processor.is_file() else {}
+    size = settings.get("size", DEFAULT_SIDE)
+    base = Base(
+        name=_base_name(name_or_folder),
+        folder=folder,
+        sha256=hash_weights(folder / "model.safetensors"),
+        side=int(size["height"] if isinstance(size, dict) else size),
+        mean=tuple(settings.get("image_mean", IMAGENET_MEAN)),
+        std=tuple(settings.get("image_std", IMAGENET_STD)),
+    )
+    _check_card(base)
+    return base
+
+
+def base_names() -> list[str]:
+    """Return the names under which bases can be asked for."""
+    local = [p.parent.name for folder in model_folders() for p in sorted(folder.glob("*/config.json"))]
+    return sorted({*local, *PUBLIC_BASES})
+
+
+def hash_weights(path: Path) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of the floating-point tensors of a file.
+
+    Tensors are taken in order of their names, so a file and its re-saved or converted copy are equal.
+
+    Raises:
+        UserError: the file is truncated or not safetensors.
+    """
+    digest = hashlib.sha256()
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in sorted(file.keys()):
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point():
+                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or not safetensors ({error}); get it again") from error
+    return digest.hexdigest()
+
+
+def _find_base(name_or_folder: str) -> Path:
+    candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    if name_or_folder in PUBLIC_BASES:
+        return _fetch(name_or_folder)
+    raise UserError(
+        f"there is no base '{name_or_folder}'; there are {', '.join(base_names())}, "
+        "or give a folder that holds a CLIPSeg (config.json, model.safetensors, tokenizer)"
+    )
+
+
+def _fetch(name: str) -> Path:
+    repository = PUBLIC_BASES[name]
+    wanted = ["*.json", "*.txt", "*.safetensors", "*.bin"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
+    except OSError:
+        pass  # not in the cache yet
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises errors of several libraries when there is no network
+        raise UserError(
+            f"the base '{name}' is not on this machine and cannot be fetched ({type(error).__name__}); put the "
+            f"files of {repository} into {user_models() / name}, or give their folder with --base FOLDER"
+        ) from error
+
+
+def _base_name(name_or_folder: str) -> str:
+    return Path(name_or_folder).resolve().name if Path(name_or_folder).is_dir() else name_or_folder
+
+
+def _with_safetensors(folder: Path) -> Path:
+    """Return a folder with safetensors weights: the same, or a converted copy that is made once."""
+    if (folder / "model.safetensors").is_file():
+        return folder
+    pickled = folder / "pytorch_model.bin"
+    if not pickled.is_file():
+        raise UserError(f"{folder} holds no model.safetensors; the base is incomplete, get it again")
+    copy = user_models() / ".converted" / sha256_of(pickled)[:16]
+    if not (copy / "model.safetensors").is_file():
+        _convert(pickled, copy)
+    return copy
+
+
+def _convert(pickled: Path, copy: Path) -> None:
+    try:
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+        raise UserError(f"{pickled} is damaged or holds more than weights; get it again") from error
+    copy.mkdir(parents=True, exist_ok=True)
+    for path in pickled.parent.iterdir():
+        if path.suffix in (".json", ".txt"):
+            shutil.copy(path, copy / path.name)
+    with replacing(copy / "model.safetensors") as temporary:
+        save_file({k: v.clone().contiguous() for k, v in weights.items()}, temporary, metadata={"format": "pt"})
+
+
+def _check_card(base: Base) -> None:
+    card = base.folder / "card.json"
+    if card.is_file() and _read_json(card).get("sha256") != base.sha256:
+        raise UserError(f"the weights in {base.folder} are not those of its card; get the base '{base.name}' again")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,175 @@
+"""Adapter bundles: a folder with `adapter.safetensors`, `card.json` and `README.md`."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.bases import Base, model_folders
+from engine.errors import UserError
+from engine.files import replacing, sha256_of, write_text
+from engine.model.adapter import Adapter, BaseShape
+from engine.model.methods import METHODS, build_adapter
+
+SCHEMA_VERSION = 1
+WEIGHTS, CARD, README = "adapter.safetensors", "card.json", "README.md"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What is known of an adapter; `card.json` holds these fields.
+
+    Attributes:
+        method, placement, hidden_size: what `build_adapter` takes.
+        base, base_sha256: the base that it fits, by name and by the hash of its weights.
+        plane, window: how volumes are sliced and their intensities mapped when the user does not say.
+        prompts: what it was trained on.
+        threshold: of the probability, from which a voxel belongs to the segment.
+        presence_threshold: of the presence score, below which a prompt counts as not found.
+        metrics: data set and split -> prompt -> figures.
+        sha256: of `adapter.safetensors`.
+    """
+
+    name: str
+    method: str
+    placement: str
+    hidden_size: int
+    base: str
+    base_sha256: str
+    prompts: list[str]
+    plane: str = "auto"
+    window: str = "auto"
+    channels: str = "grey or RGB"
+    threshold: float = 0.5
+    presence_threshold: float = 0.5
+    data_set: str = ""
+    licence: str = ""
+    intended_use: str = "Research only; not a medical device."
+    metrics: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    created: str = ""
+    engine_version: str = ""
+    sha256: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+def save_bundle(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCard:
+    """Write a bundle; return its card with the checksum filled in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in adapter.state_dict().items()}, temporary)
+    card = AdapterCard(**{**asdict(card), "sha256": sha256_of(folder / WEIGHTS)})
+    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+    write_text(folder / README, card_for_people(card))
+    return card
+
+
+def read_card(folder: Path) -> AdapterCard:
+    """Read and check `card.json`.
+
+    Raises:
+        UserError: the card is missing, not valid, or of a newer version than this engine knows.
+    """
+    path = folder / CARD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the adapter again") from error
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{path} is not the card of an adapter; get the adapter again")
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{path} has version {version} and this engine knows {SCHEMA_VERSION}; update the engine")
+    wrong = [f.name for f in fields(AdapterCard) if f.name in values and not _fits(values[f.name], f.type)]
+    unknown = sorted(values.keys() - {f.name for f in fields(AdapterCard)})
+    if wrong or unknown:
+        raise UserError(f"{path} has wrong or unknown entries: {', '.join(wrong + unknown)}; get the adapter again")
+    try:
+        return AdapterCard(**values)
+    except TypeError as error:
+        raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
+
+
+def load_adapter(folder: Path, card: AdapterCard, base: Base, shape: BaseShape) -> Adapter:
+    """Load the weights of a bundle for a base, in fp32.
+
+    Raises:
+        UserError: the bundle is damaged, its method is unknown, or it belongs to another base.
+    """
+    check_base(card, base)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing; get the adapter again")
+    if sha256_of(path) != card.sha256:
+        raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
+    if card.method not in METHODS:
+        raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
+    try:
+        adapter = build_adapter(card.method, card.placement, shape, card.hidden_size)
+        adapter.load_state_dict(load_file(path))
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error
+    return adapter.eval()
+
+
+def check_base(card: AdapterCard, base: Base) -> None:
+    """Refuse a base that the adapter was not trained on.
+
+    Raises:
+        UserError: the base's weights differ from those on the card.
+    """
+    if card.base_sha256 != base.sha256:
+        raise UserError(
+            f"the adapter '{card.name}' was trained on the base '{card.base}' with weights "
+            f"{card.base_sha256[:12]}…, but '{base.name}' has {base.sha256[:12]}…; choose that base with --base, "
+            "or train the adapter again on this one"
+        )
+
+
+def find_adapter(name_or_folder: str) -> Path:
+    """Return the folder of an adapter.
+
+    Raises:
+        UserError: there is no such adapter; the message lists those there are.
+    """
+    for folder in [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]:
+        if (folder / CARD).is_file() and not (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"there is no adapter '{name_or_folder}'; there are {', '.join(adapter_names()) or 'none'}, "
+        "or give the folder of one"
+    )
+
+
+def adapter_names() -> list[str]:
+    """Return the names of the adapters in the model folders."""
+    return sorted({p.parent.name for folder in model_folders() for p in folder.glob(f"*/{WEIGHTS}")})
+
+
+def card_for_people(card: AdapterCard) -> str:
+    """Return the card as Markdown."""
+    lines = [
+        f"# {card.name}",
+        "",
+        f"A {card.method} adapter ({card.placement}, width {card.hidden_size}) for the base `{card.base}`.",
+        card.intended_use,
+        "",
+        f"- Prompts: {', '.join(card.prompts)}",
+        f"- Trained on: {card.data_set}",
+        f"- Licence of the weights: {card.licence}",
+        f"- Plane: {card.plane}; window: {card.window}; threshold: {card.threshold}",
+        f"- Created {card.created} by engine {card.engine_version}",
+        "",
+    ]
+    for name, prompts in card.metrics.items():
+        lines += [f"## {name}", "", "| prompt | Dice | IoU | cases |", "|---|---|---|---|"]
+        lines += [f"| {p} | {m['dice']:.3f} | {m['iou']:.3f} | {m['cases']} |" for p, m in prompts.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _fits(value: object, kind: type) -> bool:
+    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)

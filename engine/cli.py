@@ -1,0 +1,56 @@
+"""What the commands share: exit codes and progress bars."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from engine.errors import Cancelled, UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command's main; say errors in one line. The process ends with code 2 for what the user can mend and
+    130 for Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except (KeyboardInterrupt, Cancelled):
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show done / total, the time gone and the time left on standard error.
+
+    Yields:
+        update(done=None, note=""): say how much is done, or that one more is.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def update(done: int | None = None, note: str = "", total: int | None = None) -> None:
+            progress.update(task, completed=done, advance=1 if done is None else None, total=total, note=note)
+
+        yield update

@@ -1,0 +1,191 @@
+"""Labelled images for training: pictures in the MedVLSM layout and volumes in the Decathlon layout.
+
+Both are seen as one list of annotations: an image, the prompts that describe one structure in it, and the
+mask of that structure. Splits go by case (picture or volume), never by slice.
+"""
+
+import json
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.imaging.intensity import intensity_range, to_unit
+from engine.imaging.planes import orient
+from engine.imaging.reading import read_volume
+from engine.imaging.volume import Volume
+
+SPLITS = ("train", "val", "test")
+VALIDATION_SHARE = 0.1  # of the training volumes, where a Decathlon folder names no validation set
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One structure in one image.
+
+    Attributes:
+        case: the picture or volume that the image is from.
+        image: what `image()` of the data set takes; equal for all annotations of one image.
+        target: what `mask()` of the data set takes.
+        prompts: each entry holds equivalent wordings; the first entry is the plain class prompt.
+        present: whether the mask has a voxel; None where it is not known before reading.
+    """
+
+    case: str
+    image: Hashable
+    target: Hashable
+    prompts: tuple[tuple[str, ...], ...]
+    present: bool | None = None
+
+    @property
+    def plain_prompt(self) -> str:
+        return self.prompts[0][0]
+
+
+class DataSet(Protocol):
+    """What training needs of labelled images."""
+
+    name: str
+    annotations: list[Annotation]
+
+    def image(self, annotation: Annotation) -> np.ndarray:
+        """Return the image as uint8, (height, width) grey or (height, width, 3) RGB."""
+
+    def mask(self, annotation: Annotation) -> np.ndarray:
+        """Return the mask as bool, (height, width)."""
+
+
+def open_data_set(folder: Path, split: str, planes: tuple[str, ...] = ("axial",)) -> DataSet:
+    """Open a folder in either layout.
+
+    Args:
+        folder: holds `anns/{train,val,test}.json` (MedVLSM) or `dataset.json` (Decathlon, nnU-Net).
+        split: train, val or test.
+        planes: the planes in which volumes are sliced; pictures ignore it.
+
+    Raises:
+        UserError: the folder is in neither layout, or a file that it names is missing or not valid.
+    """
+    if (folder / "anns").is_dir():
+        return PictureSet(folder, split)
+    if (folder / "dataset.json").is_file():
+        return VolumeSet(folder, split, planes)
+    raise UserError(f"{folder} holds neither anns/train.json (pictures) nor dataset.json (volumes)")
+
+
+class PictureSet:
+    """Pictures with masks: `images/`, `masks/` and `anns/{split}.json` (the MedVLSM layout)."""
+
+    def __init__(self, folder: Path, split: str):
+        self.name = folder.name
+        self._folder = folder
+        self.annotations = [self._annotation(row) for row in _read_json(folder / "anns" / f"{split}.json")]
+
+    def image(self, annotation: Annotation) -> np.ndarray:
+        return read_volume(self._folder / "images" / str(annotation.image)).voxels[0]
+
+    def mask(self, annotation: Annotation) -> np.ndarray:
+        mask = read_volume(self._folder / "masks" / str(annotation.target)).voxels[0]
+        return (mask[..., 0] if mask.ndim == 3 else mask) > 127  # JPEG masks hold grey values near the edge
+
+    def _annotation(self, row: dict) -> Annotation:
+        wordings = [value for key, value in sorted(row["prompts"].items()) if key != "p0"]
+        prompts = tuple((words,) if isinstance(words, str) else tuple(words) for words in wordings)
+        return Annotation(row["img_name"], row["img_name"], row["mask_name"], prompts)
+
+
+class VolumeSet:
+    """Volumes with label maps, slice by slice: `imagesTr/`, `labelsTr/` and `dataset.json`.
+
+    The labels are the Decathlon's (value: name) or nnU-Net's (name: value, or name: values of a region);
+    their names are the prompts. Slices of one value are left out.
+    """
+
+    def __init__(self, folder: Path, split: str, planes: tuple[str, ...]):
+        self.name = folder.name
+        description = _read_json(folder / "dataset.json")
+        self._labels = _label_values(description["labels"])
+        self._pairs = _pairs_of_split(folder, description, split)
+        self.annotations = [
+            annotation
+            for index in range(len(self._pairs))
+            for plane in planes
+            for annotation in self._annotations(index, plane)
+        ]
+
+    def image(self, annotation: Annotation) -> np.ndarray:
+        index, plane, position = annotation.image
+        stack, (low, high) = self._stack(index, plane)
+        return np.round(to_unit(stack[position], low, high) * 255).astype(np.uint8)
+
+    def mask(self, annotation: Annotation) -> np.ndarray:
+        index, plane, position = annotation.image
+        labels = orient(self._label_map(index).voxels, self._label_map(index), plane)
+        return np.isin(labels[position], self._labels[annotation.target])
+
+    def _annotations(self, index: int, plane: str) -> Iterator[Annotation]:
+        case = self._pairs[index][0].name
+        stack, _ = self._stack(index, plane)
+        labels = orient(self._label_map(index).voxels, self._label_map(index), plane)
+        for position in range(len(stack)):
+            if stack[position].min() == stack[position].max():
+                continue
+            values = np.unique(labels[position])
+            for name, wanted in self._labels.items():
+                present = bool(np.isin(wanted, values).any())
+                yield Annotation(case, (index, plane, position), name, ((name,),), present)
+
+    def _stack(self, index: int, plane: str) -> tuple[np.ndarray, tuple[float, float]]:
+        volume, window = self._volume(index)
+        return orient(volume.voxels, volume, plane), window
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - a data set lives as long as the training
+    def _volume(self, index: int) -> tuple[Volume, tuple[float, float]]:
+        volume = read_volume(self._pairs[index][0])
+        return volume, intensity_range(volume)
+
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def _label_map(self, index: int) -> Volume:
+        return read_volume(self._pairs[index][1])
+
+
+def volumes_of_split(folder: Path, split: str) -> list[tuple[Path, Path]]:
+    """Return the (image, label map) files of a Decathlon folder's split (see `open_data_set`)."""
+    return _pairs_of_split(folder, _read_json(folder / "dataset.json"), split)
+
+
+def _pairs_of_split(folder: Path, description: dict, split: str) -> list[tuple[Path, Path]]:
+    """Volumes for validation are taken from the training list, spread evenly, when none are named."""
+    training = description["training"]
+    if split == "test":
+        rows = description.get("test", [])
+    elif "validation" in description:
+        rows = description["validation"] if split == "val" else training
+    else:
+        step = round(1 / VALIDATION_SHARE)
+        held_out = training[step // 2 :: step]
+        rows = held_out if split == "val" else [row for row in training if row not in held_out]
+    return [(folder / row["image"], folder / row["label"]) for row in rows]
+
+
+def _label_values(labels: dict) -> dict[str, list[int]]:
+    values = {}
+    for key, value in labels.items():
+        name, numbers = (value, [int(key)]) if key.isdigit() else (key, value)
+        numbers = numbers if isinstance(numbers, list) else [int(numbers)]
+        if numbers != [0]:
+            values[name] = numbers
+    return values
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None

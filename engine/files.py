@@ -1,0 +1,80 @@
+"""Writing files so that a reader never sees half of one."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import UserError
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Refuse an output path that cannot or must not be written, before any work is spent on it.
+
+    Raises:
+        UserError: the folder is missing or not writable, or the file exists and `overwrite` is false.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"the output folder {folder} does not exist; create it first")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; add --overwrite to replace it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the output folder {folder} is not writable")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with the same suffixes, to be written by the caller.
+
+    On success the temporary file is flushed to disk and renamed over `path`; on any exception it is
+    removed and `path` stays as it was.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=f"-{path.name}")
+        os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path` in one step (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

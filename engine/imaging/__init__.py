@@ -1,0 +1,1 @@
+"""Files to arrays with geometry, and back. Nothing here knows of nets or torch."""

@@ -1,0 +1,260 @@
+"""DICOM series: found by their UIDs, sorted by position, checked, and read as volumes."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.errors import InvalidDicomError
+
+from engine.errors import UserError
+from engine.imaging.volume import Volume, volume_from_image
+
+HEADER_TAGS = (
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "SeriesNumber",
+    "Modality",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "WindowCenter",
+    "WindowWidth",
+    "PhotometricInterpretation",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+UNEVEN_MM = 0.05  # positions are written with a few digits; a missing slice differs by far more
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one SeriesInstanceUID (0020,000E), each with its header."""
+
+    uid: str
+    files: tuple[Path, ...]
+    headers: tuple[pydicom.Dataset, ...]
+
+    @property
+    def number(self) -> str:
+        return str(self.headers[0].get("SeriesNumber", "") or "")
+
+    @property
+    def description(self) -> str:
+        return str(self.headers[0].get("SeriesDescription", "") or "")
+
+    @property
+    def title(self) -> str:
+        """Number, description, modality and size, for people."""
+        header = self.headers[0]
+        size = f"{header.get('Columns')}×{header.get('Rows')}, {len(self.files)} files"
+        return f"{self.number or '-'}: {self.description or 'no description'} ({header.get('Modality')}, {size})"
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file carries DICOM's mark "DICM" after its preamble."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def list_series(folder: Path) -> list[Series]:
+    """Return the series with images in a folder and the folders below it."""
+    return _group(path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
+
+
+def read_folder(folder: Path, series: str | None = None) -> list[Volume]:
+    """Read a series of a folder as a list of one volume, or of the frames of a cine.
+
+    Args:
+        series: its UID, its number, or a part of its description; needed where there are several.
+
+    Raises:
+        UserError: no DICOM images; several series and none was chosen; slices that form no even volume.
+    """
+    found = list_series(folder)
+    if not found:
+        raise UserError(f"{folder} holds no DICOM images; name an image file, or a folder with a DICOM series")
+    chosen = [s for s in found if series is None or _is_meant(s, series)]
+    if len(chosen) != 1:
+        reason = "several series" if chosen else f"no series '{series}'"
+        listing = "; ".join(s.title for s in found)
+        raise UserError(f"{folder} holds {reason}; choose one with --series NUMBER, UID or DESCRIPTION: {listing}")
+    return _read_series(chosen[0], folder)
+
+
+def read_files(files: Sequence[Path], name: str) -> list[Volume]:
+    """Read DICOM files of one series (see `read_folder`)."""
+    groups = _group(files)
+    if len(groups) != 1:
+        raise UserError(f"{name} holds no image; it may be damaged, or a report, a plan or a directory")
+    return _read_series(groups[0], Path(name))
+
+
+def _group(files) -> list[Series]:
+    groups: dict[str, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, NotImplementedError):
+            continue
+        if header.get("Rows") and header.get("Columns"):
+            groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+    return [Series(uid, *map(tuple, zip(*members, strict=True))) for uid, members in groups.items()]
+
+
+def _is_meant(series: Series, wanted: str) -> bool:
+    return wanted in (series.uid, series.number) or wanted.lower() in series.description.lower()
+
+
+def _read_series(series: Series, source: Path) -> list[Volume]:
+    header = series.headers[0]
+    attributes = {
+        "name": series.description or str(header.get("Modality") or "DICOM"),
+        "modality": str(header.get("Modality")) if header.get("Modality") else None,
+        "window": _window(header),
+    }
+    if len(series.files) > 1:
+        image = _read_slices(series, source)
+    else:
+        image = _read_image(series.files[0])
+        if image.GetDimension() == 3 and image.GetDepth() > 1:
+            image = _place_frames(image, header, source)
+            if image is None:
+                return _cine(_read_image(series.files[0]), header, attributes)
+    return [_dense_is_bright(volume_from_image(_drop_flatness(image), **attributes), header)]
+
+
+def _read_slices(series: Series, source: Path) -> sitk.Image:
+    if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in series.headers):
+        raise UserError(
+            f"{source} has several files in series {series.title} without a position; read them one by one"
+        )
+    if len({(h.Rows, h.Columns) for h in series.headers}) > 1:
+        raise UserError(f"{source} has slices of different sizes in series {series.title}; separate them first")
+    orientations = np.array([[float(v) for v in h.ImageOrientationPatient] for h in series.headers])
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise UserError(
+            f"{source} has slices of different orientations in series {series.title}; separate them first"
+        )
+    order, spacing_mm = _order([h.ImagePositionPatient for h in series.headers], orientations[0], source)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(series.files[index]) for index in order])
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise UserError(f"{source} has pixel data that cannot be decoded in series {series.title}") from error
+    headers = [series.headers[index] for index in order]
+    return _placed(image, headers[0].ImagePositionPatient, headers[0].PixelSpacing, orientations[0], spacing_mm)
+
+
+def _read_image(path: Path) -> sitk.Image:
+    try:
+        return sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+    except RuntimeError as error:
+        raise UserError(f"{path} has pixel data that cannot be decoded; it may be damaged") from error
+
+
+def _order(positions: Sequence, orientation: np.ndarray, source: Path) -> tuple[np.ndarray, float]:
+    """Return the order of slices along their normal, and their distance.
+
+    Raises:
+        UserError: two slices at one place, or uneven distances.
+    """
+    normal = np.cross(orientation[:3], orientation[3:])
+    places = np.array([[float(v) for v in position] for position in positions])
+    along = places @ normal
+    order = np.argsort(along)
+    steps = np.diff(along[order])
+    if steps.min() < UNEVEN_MM:
+        where = along[order][int(steps.argmin())]
+        raise UserError(
+            f"{source} has two slices at {where:.2f} mm along the normal; separate acquisitions or echoes"
+        )
+    spacing = float(np.median(steps))
+    if np.abs(steps - spacing).max() > UNEVEN_MM:
+        index = int(np.abs(steps - spacing).argmax())
+        below, above = along[order][index : index + 2]
+        raise UserError(
+            f"{source} has uneven slices: {above - below:.2f} mm lie between those at {below:.2f} and "
+            f"{above:.2f} mm, and {spacing:.2f} mm elsewhere; a slice is missing, or the series has to be resampled"
+        )
+    sideways = np.diff(places[order], axis=0) - steps[:, None] * normal
+    if np.abs(sideways).max() > UNEVEN_MM:
+        raise UserError(
+            f"{source} has a tilted gantry (slices are shifted sideways); resample it to a regular grid"
+        )
+    return order, spacing
+
+
+def _placed(image: sitk.Image, position, pixel_spacing, orientation: np.ndarray, spacing_mm: float) -> sitk.Image:
+    """Set the grid from DICOM: (0020,0032), (0028,0030) as row then column distance, (0020,0037)."""
+    rows_mm, columns_mm = (float(v) for v in pixel_spacing)
+    normal = np.cross(orientation[:3], orientation[3:])
+    image.SetSpacing((columns_mm, rows_mm, spacing_mm))
+    image.SetOrigin([float(v) for v in position])
+    image.SetDirection(np.stack([orientation[:3], orientation[3:], normal], axis=1).ravel().tolist())
+    return image
+
+
+def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> sitk.Image | None:
+    """Sort the frames of an enhanced multi-frame image by their positions; None where they have none."""
+    try:
+        shared = header.SharedFunctionalGroupsSequence[0]
+        frames = list(header.PerFrameFunctionalGroupsSequence)
+        positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+        orientations = np.array(
+            [_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in frames]
+        )
+        pixel_spacing = _group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing
+    except (AttributeError, IndexError):
+        return None
+    if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
+        raise UserError(f"{source} has frames of different orientations; separate them first")
+    orientation = orientations[0].astype(float)
+    order, spacing_mm = _order(positions, orientation, source)
+    voxels = sitk.GetArrayFromImage(image)[order]
+    sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
+    return _placed(sorted_image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+
+
+def _group_item(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str) -> pydicom.Dataset:
+    return (frame if sequence in frame else shared)[sequence][0]
+
+
+def _cine(image: sitk.Image, header: pydicom.Dataset, attributes: dict) -> list[Volume]:
+    frames = [image[:, :, index : index + 1] for index in range(image.GetDepth())]
+    return [_dense_is_bright(volume_from_image(frame, **attributes), header) for frame in frames]
+
+
+def _drop_flatness(image: sitk.Image) -> sitk.Image:
+    return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
+
+
+def _dense_is_bright(volume: Volume, header: pydicom.Dataset) -> Volume:
+    """Turn MONOCHROME1 (0028,0004), where high values are dark, the usual way round."""
+    if header.get("PhotometricInterpretation") != "MONOCHROME1":
+        return volume
+    voxels = volume.voxels.astype(np.int64) if volume.voxels.dtype.kind in "iu" else volume.voxels
+    inverted = voxels.max() + voxels.min() - voxels
+    return volume.with_voxels(inverted.astype(volume.voxels.dtype))
+
+
+def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the first of the file's windows, where it has one; MONOCHROME1 values are inverted, so it has none."""
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        return None
+    try:
+        center, width = (np.ravel(header[tag].value)[0] for tag in ("WindowCenter", "WindowWidth"))
+        return (float(center), float(width)) if float(width) > 0 else None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None

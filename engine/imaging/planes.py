@@ -1,0 +1,93 @@
+"""Slices of a volume in a plane of the patient, shown the usual way whatever the order of the stored axes."""
+
+from itertools import permutations
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.imaging.volume import Volume
+
+PLANES = ("axial", "coronal", "sagittal")
+CHOICES = ("auto", "all", *PLANES)
+LEFT, POSTERIOR, SUPERIOR = 0, 1, 2  # the axes of LPS
+EQUAL_AREA = 1.02
+
+# For each plane the patient's axes along slices, rows and columns, and whether each runs against LPS.
+# Axial: upwards; anterior to posterior; right to left. The others: superior to inferior down the rows.
+_LAYOUT = {
+    "axial": ((SUPERIOR, False), (POSTERIOR, False), (LEFT, False)),
+    "coronal": ((POSTERIOR, False), (SUPERIOR, True), (LEFT, False)),
+    "sagittal": ((LEFT, False), (SUPERIOR, True), (POSTERIOR, False)),
+}
+
+
+def orient(array: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
+    """Return an array on a volume's grid as a stack of slices in a plane.
+
+    Args:
+        array: (z, y, x) or (z, y, x, 3), on the grid of `volume`.
+        plane: axial, coronal or sagittal; for an oblique volume the nearest of its own axes are taken.
+
+    Returns:
+        a view (slices, rows, columns[, 3]) in radiological order: axial slices run upwards, with the
+        patient's right at the image's left and anterior at the top; coronal slices run from anterior to
+        posterior; sagittal ones from right to left, with anterior at the left.
+    """
+    order, flips = _axes(volume, plane)
+    return np.flip(np.moveaxis(array, order, (0, 1, 2)), flips)
+
+
+def restore(stack: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
+    """Undo `orient`: return the view (z, y, x[, 3]) of a stack of slices."""
+    order, flips = _axes(volume, plane)
+    return np.moveaxis(np.flip(stack, flips), (0, 1, 2), order)
+
+
+def slice_spacing_mm(volume: Volume, plane: str) -> tuple[float, float]:
+    """Return the distances of neighbouring rows and of neighbouring columns of the slices in a plane."""
+    _, rows, columns = _axes(volume, plane)[0]
+    return volume.spacing_mm[2 - rows], volume.spacing_mm[2 - columns]
+
+
+def resolve_planes(volume: Volume, plane: str) -> tuple[str, ...]:
+    """Return the planes that are meant.
+
+    Args:
+        plane: a name; "all" for the three; "auto" for the plane whose slices have the finest pixels: a single
+            slice's own, otherwise across the coarsest axis, axial where they are equal.
+
+    Raises:
+        UserError: an unknown plane, or all three of a single slice.
+    """
+    if plane in PLANES:
+        return (plane,)
+    if plane not in CHOICES:
+        raise UserError(f"unknown plane '{plane}'; there are {', '.join(CHOICES)}")
+    if plane == "all" and min(volume.shape) > 1:
+        return PLANES
+    if plane == "all":
+        raise UserError(f"{volume.name} has a single slice; three planes need a volume, choose --plane auto")
+    finest = min(_pixel_area(volume, name) for name in PLANES)
+    return (next(name for name in PLANES if _pixel_area(volume, name) <= finest * EQUAL_AREA),)
+
+
+def _pixel_area(volume: Volume, plane: str) -> float:
+    """Return mm² a pixel; infinite for a plane that cuts a single slice into lines."""
+    across = _axes(volume, plane)[0][0]
+    if min(volume.shape) == 1 and volume.shape[across] != 1:
+        return float("inf")
+    rows, columns = slice_spacing_mm(volume, plane)
+    return rows * columns
+
+
+def _axes(volume: Volume, plane: str) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Return the array axes of slices, rows and columns, and which of these three are to be flipped."""
+    matrix = volume.direction_matrix
+    nearest = max(permutations(range(3)), key=lambda order: sum(abs(matrix[lps, order[lps]]) for lps in range(3)))
+    axes, flips = [], []
+    for position, (patient_axis, against) in enumerate(_LAYOUT[plane]):
+        grid_axis = nearest[patient_axis]
+        axes.append(2 - grid_axis)
+        if (matrix[patient_axis, grid_axis] < 0) != against:
+            flips.append(position)
+    return tuple(axes), tuple(flips)

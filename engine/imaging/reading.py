@@ -1,0 +1,147 @@
+"""Read any image file or DICOM series as volumes."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from engine.errors import UserError
+from engine.imaging import dicom
+from engine.imaging.volume import Volume, volume_from_image
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
+
+
+def read_volume(path: str | Path, series: str | None = None, frame: int | None = None) -> Volume:
+    """Read one volume.
+
+    Args:
+        path: an image file, a DICOM file, or a folder with a DICOM series.
+        series: which series of a folder: its UID, its number or a part of its description.
+        frame: which frame of a file with several, counted from 0.
+
+    Raises:
+        UserError: the file is missing, unreadable or has no valid geometry; several series or frames and none
+            was chosen.
+    """
+    frames = read_frames(path, series)
+    if frame is None and len(frames) == 1:
+        return frames[0]
+    if frame is None:
+        raise UserError(
+            f"{path} has {len(frames)} frames; choose one with --frame 0 … {len(frames) - 1}, or --frame all"
+        )
+    if not 0 <= frame < len(frames):
+        raise UserError(f"{path} has no frame {frame}; there are 0 … {len(frames) - 1}")
+    return frames[frame]
+
+
+def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
+    """Read all frames of a 4-D file or a cine; a list of one for anything else (see `read_volume`)."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_dir():
+        return dicom.read_folder(path, series)
+    if image_suffix(path) is None:
+        if dicom.is_dicom(path):
+            return dicom.read_files([path], path.name)
+        raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
+    if image_suffix(path) in (".nii", ".nii.gz"):
+        _check_nifti_header(path)
+    picture = image_suffix(path) in PICTURE_SUFFIXES
+    return [volume_from_image(_colours(image, path), name=path.name) for image in _frames(_read(path), picture)]
+
+
+def find_studies(folder: Path) -> list[Path]:
+    """Return what a folder of studies holds, in order: image files, and folders with DICOM files in them.
+
+    Hidden files and segmentations (.seg.nrrd) are left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    studies: set[Path] = set()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not path.is_file() or path.name.endswith(".seg.nrrd") or path.parent in studies:
+            continue
+        if image_suffix(path) is not None:
+            studies.add(path)
+        elif dicom.is_dicom(path):
+            studies.add(path.parent)
+    if not studies:
+        raise UserError(f"{folder} holds no images; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
+    return sorted(studies)
+
+
+def image_suffix(path: Path) -> str | None:
+    """Return the suffix of an image file that is not DICOM, such as ".nii.gz"; None for any other."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _read(path: Path) -> sitk.Image:
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        message = str(error)
+        if NOT_ORTHOGONAL in message:
+            raise UserError(
+                f"{path} has axes that are not at right angles; resample it to a regular grid"
+            ) from error
+        if "spacing" in message:
+            raise UserError(f"{path} has a spacing that is not above zero; mend its header") from error
+        if "direction" in message.lower() or "determinant" in message.lower():
+            raise UserError(f"{path} has a direction matrix that cannot be inverted; mend its header") from error
+        raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+
+
+def _frames(image: sitk.Image, picture: bool) -> list[sitk.Image]:
+    """Split a 4-D image, and one whose components are neither grey nor colour, into frames."""
+    if image.GetDimension() == 4:
+        return [image[..., index] for index in range(image.GetSize()[3])]
+    components = image.GetNumberOfComponentsPerPixel()
+    if components <= 4 and (picture or components in (1, 3)):
+        return [image]
+    return [sitk.VectorIndexSelectionCast(image, index) for index in range(components)]
+
+
+def _colours(image: sitk.Image, path: Path) -> sitk.Image:
+    """Return grey or 8-bit RGB: transparency is dropped, 16-bit colours are scaled."""
+    components = image.GetNumberOfComponentsPerPixel()
+    if components == 1:
+        return image
+    channels = [sitk.VectorIndexSelectionCast(image, index) for index in range(1 if components == 2 else 3)]
+    if len(channels) == 1:
+        return channels[0]
+    kind = image.GetPixelIDValue()
+    if kind == sitk.sitkVectorUInt16:
+        channels = [sitk.Cast(channel / 257, sitk.sitkUInt8) for channel in channels]
+    elif kind != sitk.sitkVectorUInt8:
+        raise UserError(f"{path} has three numbers a voxel that are not 8-bit or 16-bit colours")
+    return sitk.Compose(channels)
+
+
+def _check_nifti_header(path: Path) -> None:
+    """Refuse a grid that SimpleITK would silently replace: a zero spacing, or a singular sform."""
+    try:
+        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+            header = file.read(348)
+        order = "<" if header[:4] == struct.pack("<i", 348) else ">"
+        pixdim = struct.unpack_from(f"{order}8f", header, 76)
+        dimensions = struct.unpack_from(f"{order}h", header, 40)[0]
+        sform_code = struct.unpack_from(f"{order}h", header, 254)[0]
+        sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+    except (OSError, EOFError, struct.error) as error:
+        raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+    spacing = pixdim[1 : 1 + min(3, max(1, dimensions))]
+    if not np.isfinite(spacing).all() or 0 in spacing:
+        raise UserError(f"{path} has a spacing of {spacing} mm; every spacing must be above zero, mend its header")
+    if sform_code > 0 and (not np.isfinite(sform).all() or abs(np.linalg.det(sform[:, :3])) < 1e-9):
+        raise UserError(f"{path} has a direction matrix (sform) that cannot be inverted; mend its header")

@@ -1,0 +1,167 @@
+"""Write segments and probabilities on exactly the grid of the volume they belong to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nrrd
+import numpy as np
+import SimpleITK as sitk
+
+from engine.errors import UserError
+from engine.files import replacing
+from engine.imaging.segments import Segment
+from engine.imaging.volume import Volume, image_from_volume
+
+SEGMENTATION_SUFFIX = ".seg.nrrd"
+LABEL_MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+PICTURE_SUFFIXES = (".png",)
+SUFFIXES = (SEGMENTATION_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
+TERMINOLOGY_TAG = "TerminologyEntry"
+TISSUE = (
+    "Segmentation category and type - 3D Slicer General Anatomy list"
+    "~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^"
+)
+
+
+def output_suffix(path: Path) -> str:
+    """Return the suffix that decides the format.
+
+    Raises:
+        UserError: it is none of those that can be written.
+    """
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise UserError(f"{path} has no suffix that can be written; there are {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def check_format(path: Path, volume: Volume, segments: int, exclusive: bool) -> None:
+    """Refuse what the format of `path` cannot hold, before anything is computed.
+
+    Raises:
+        UserError: a picture of a volume, or segments that may overlap in a label map.
+    """
+    suffix = output_suffix(path)
+    if suffix in PICTURE_SUFFIXES and volume.shape[0] != 1:
+        raise UserError(
+            f"{path} is a picture and {volume.name} has {volume.shape[0]} slices; write .nii.gz or .seg.nrrd"
+        )
+    if suffix != SEGMENTATION_SUFFIX and segments > 1 and not exclusive:
+        raise UserError(
+            f"{path} is a label map, which holds one segment a voxel, and {segments} prompts may overlap; "
+            "add --exclusive, or write .seg.nrrd"
+        )
+
+
+def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
+    """Write segments on the volume's grid, in one step.
+
+    `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. Label
+    maps hold i + 1 for segment i; a picture of a single segment holds 255. NIfTI keeps the geometry as float32:
+    equal within 1e-4 mm; the others keep every bit.
+
+    Raises:
+        UserError: the format cannot hold the segments (see `check_format`), or the disk is full.
+    """
+    suffix = output_suffix(path)
+    overlap = len(segments) > 1 and np.sum([segment.mask for segment in segments], axis=0, dtype=np.uint8).max() > 1
+    check_format(path, volume, len(segments) if overlap else 1, exclusive=False)
+    with replacing(path) as temporary:
+        if suffix == SEGMENTATION_SUFFIX:
+            _write_segmentation(temporary, segments, volume)
+        else:
+            values = [255] if suffix in PICTURE_SUFFIXES and len(segments) == 1 else range(1, len(segments) + 1)
+            labels = _labels(segments, values, volume)
+            _write_image(temporary, labels, volume, picture=suffix in PICTURE_SUFFIXES)
+
+
+def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> None:
+    """Write probabilities (z, y, x) in 0..1 as float32, or as 0..255 in a picture."""
+    suffix = output_suffix(path)
+    if suffix == SEGMENTATION_SUFFIX:
+        raise UserError(f"{path} is a segmentation and cannot hold probabilities; write .nii.gz or .nrrd")
+    check_format(path, volume, 1, exclusive=False)
+    picture = suffix in PICTURE_SUFFIXES
+    values = np.round(probability * 255.0).astype(np.uint8) if picture else probability.astype(np.float32)
+    with replacing(path) as temporary:
+        _write_image(temporary, values, volume, picture)
+
+
+def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:
+    image = image_from_volume(volume.with_voxels(voxels))
+    if picture and image.GetDimension() == 3:
+        image = image[:, :, 0]
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise UserError(f"{path.parent} cannot be written to; the disk may be full") from error
+
+
+def _labels(segments: Sequence[Segment], values: Sequence[int], volume: Volume) -> np.ndarray:
+    labels = np.zeros(volume.shape, np.uint8 if max(values, default=0) < 256 else np.uint16)
+    for segment, value in zip(segments, values, strict=True):
+        labels[segment.mask] = value
+    return labels
+
+
+def _write_segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
+    layers, places = _layers(segments, volume)
+    stack = np.stack(layers, axis=-1).T  # NRRD's order: layer, x, y, z
+    directions = volume.direction_matrix * volume.spacing_mm
+    header = {
+        "space": "left-posterior-superior",
+        "space origin": np.array(volume.origin_mm),
+        "space directions": np.vstack([[np.nan] * 3, directions.T]),
+        "kinds": ["list", "domain", "domain", "domain"],
+        "encoding": "gzip",
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
+    if len(layers) == 1:
+        stack = stack[0]
+        header |= {"space directions": directions.T, "kinds": ["domain"] * 3}
+    for index, (segment, (layer, value)) in enumerate(zip(segments, places, strict=True)):
+        header |= _segment_fields(f"Segment{index}_", index, segment, layer, value)
+    nrrd.write(str(path), stack, header, compression_level=6)
+
+
+def _segment_fields(prefix: str, index: int, segment: Segment, layer: int, value: int) -> dict[str, str]:
+    tags = {TERMINOLOGY_TAG: TISSUE, **segment.tags}
+    fields = {
+        "ID": f"Segment_{index + 1}",
+        "Name": segment.name,
+        "NameAutoGenerated": "0",
+        "Color": " ".join(f"{part:.6g}" for part in segment.color),
+        "ColorAutoGenerated": "0",
+        "Layer": str(layer),
+        "LabelValue": str(value),
+        "Extent": _extent(segment.mask),
+        "Tags": "".join(f"{key}:{_one_line(text)}|" for key, text in tags.items()),
+    }
+    return {prefix + key: _one_line(text) if key == "Name" else text for key, text in fields.items()}
+
+
+def _layers(segments: Sequence[Segment], volume: Volume) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """Put each segment into the first layer where it overlaps none; return layers and (layer, value) of each."""
+    layers = [np.zeros(volume.shape, np.uint8 if len(segments) < 256 else np.uint16)]
+    places = []
+    for value, segment in enumerate(segments, start=1):
+        index = next((i for i, layer in enumerate(layers) if not layer[segment.mask].any()), len(layers))
+        if index == len(layers):
+            layers.append(np.zeros_like(layers[0]))
+        layers[index][segment.mask] = value
+        places.append((index, value))
+    return layers, places
+
+
+def _extent(mask: np.ndarray) -> str:
+    """Return first and last x, y, z of the voxels in a mask; "0 -1 0 -1 0 -1" for none (Slicer's order)."""
+    if not mask.any():
+        return "0 -1 0 -1 0 -1"
+    ranges = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
+    return " ".join(f"{r[0]} {r[-1]}" for r in ranges)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())

@@ -1,0 +1,20 @@
+"""The loss of training: 1.5 · Dice + 1 · binary cross-entropy, both on logits (VLSM-Adapter, section 3)."""
+
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+DICE_WEIGHT, CROSS_ENTROPY_WEIGHT = 1.5, 1.0
+
+
+class SegmentationLoss(nn.Module):
+    """Soft Dice of each mask, smoothed by one pixel so that empty masks have a gradient, plus cross-entropy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
+        self.cross_entropy = nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Return the mean loss for logits and masks (0 or 1, float), both (samples, side, side)."""
+        dice = self.dice(logits[:, None], masks[:, None])
+        return DICE_WEIGHT * dice + CROSS_ENTROPY_WEIGHT * self.cross_entropy(logits, masks)

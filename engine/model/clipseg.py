@@ -1,0 +1,136 @@
+"""CLIPSeg in three parts, over the weights of Hugging Face's `CLIPSegForImageSegmentation`.
+
+Hugging Face's own forward runs everything anew for each image and prompt, and lets no gradient into the
+encoders. Here the image side and the text side are run apart, so that a slice is encoded once for all its
+prompts, and an adapter may act inside both encoders.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPSegForImageSegmentation
+
+from engine.model.adapter import Adapter, BaseShape
+
+LEGACY_END_OF_TEXT = 2  # the public configuration says 2 and means the highest token of each prompt
+
+
+class CLIPSeg(nn.Module):
+    """A CLIPSeg, frozen unless `freeze` is false, with an adapter acting on it.
+
+    Args:
+        network: the base; it is taken over and cut to the vision layers that the decoder needs.
+        adapter: what acts on it; the base alone when None.
+        freeze: stop gradients at all weights of the base.
+    """
+
+    def __init__(self, network: CLIPSegForImageSegmentation, adapter: Adapter | None = None, freeze: bool = True):
+        super().__init__()
+        self.shape = BaseShape.of(network.config)
+        self.patch_size = network.config.vision_config.patch_size
+        self.vision = network.clip.vision_model
+        self.text = network.clip.text_model
+        self.text_projection = network.clip.text_projection
+        self.decoder = network.decoder
+        self.adapter = adapter or Adapter()
+        self.vision.encoder.layers = self.vision.encoder.layers[: max(self.shape.extract_layers) + 1]
+        if freeze:
+            for part in (self.vision, self.text, self.text_projection, self.decoder):
+                part.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_projection.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_projection.weight.device
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Encode slices for the decoder.
+
+        Args:
+            pixel_values: (slices, 3, side, side), normalised by the base's mean and standard deviation;
+                `side` is a multiple of the patch size.
+
+        Returns:
+            (slices, depth, tokens, reduce_dim): the extracted activations, reduced as the decoder reads
+            them, deepest first; token 0 is the class token.
+        """
+        features = self.vision.pre_layrnorm(self.vision.embeddings(pixel_values))
+        activations = []
+        for index, layer in enumerate(self.vision.encoder.layers):
+            features = _encoder_layer(
+                layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp, causal=False
+            )
+            if index in self.shape.extract_layers:
+                activations.append(self.adapter.activation(len(activations), features))
+        reduced = [reduce(a) for reduce, a in zip(self.decoder.reduces, reversed(activations), strict=True)]
+        return torch.stack(reduced, dim=1)
+
+    def encode_prompts(self, input_ids: Tensor) -> Tensor:
+        """Encode prompts.
+
+        Args:
+            input_ids: (prompts, tokens) int64, each with an end-of-text token; what follows it is ignored.
+
+        Returns:
+            (prompts, condition_size): the condition vectors.
+        """
+        end = self._end_of_text(input_ids)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        features = self.text.embeddings(input_ids=input_ids[:, : int(end.max()) + 1])
+        tokens = []
+        for index, layer in enumerate(self.text.encoder.layers):
+            features = _encoder_layer(
+                layer, features, index, self.adapter.text_attention, self.adapter.text_mlp, causal=True
+            )
+            if index in self.shape.extract_layers:
+                tokens.append(features[rows, end])
+        projected = self.text_projection(self.text.final_layer_norm(features[rows, end]))
+        return self.adapter.condition(projected, tokens)
+
+    def decode(self, maps: Tensor, condition: Tensor) -> Tensor:
+        """Decode encoded slices under one condition each.
+
+        Args:
+            maps: (slices, depth, tokens, reduce_dim) from `encode_images`.
+            condition: (slices, condition_size) or (1, condition_size) from `encode_prompts`.
+
+        Returns:
+            (slices, side, side): logits.
+        """
+        output = torch.zeros_like(maps[:, 0])
+        for index, layer in enumerate(self.decoder.layers):
+            output = output + maps[:, index]
+            if index == self.decoder.conditional_layer:
+                scale, shift = self.decoder.film_mul(condition), self.decoder.film_add(condition)
+                output = scale[:, None] * output + shift[:, None]
+            output = layer(output, attention_mask=None)
+        grid = round((output.shape[1] - 1) ** 0.5)
+        patches = output[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        return self.decoder.transposed_convolution(patches).squeeze(1)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
+        """Return logits (slices, side, side) for slices and as many prompts (see the three parts)."""
+        return self.decode(self.encode_images(pixel_values), self.encode_prompts(input_ids))
+
+    def _end_of_text(self, input_ids: Tensor) -> Tensor:
+        token = self.text.config.eos_token_id
+        if token == LEGACY_END_OF_TEXT:
+            return input_ids.argmax(dim=1)
+        return (input_ids == token).int().argmax(dim=1)
+
+
+def _encoder_layer(
+    layer: nn.Module,
+    features: Tensor,
+    index: int,
+    after_attention: Callable[[int, Tensor], Tensor],
+    after_mlp: Callable[[int, Tensor], Tensor],
+    causal: bool,
+) -> Tensor:
+    attended, _ = layer.self_attn(layer.layer_norm1(features), attention_mask=None, is_causal=causal)
+    features = features + after_attention(index, attended)
+    return features + after_mlp(index, layer.mlp(layer.layer_norm2(features)))

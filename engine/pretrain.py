@@ -1,0 +1,102 @@
+"""Train a small base from nothing by a recipe, measure it on the test splits, and write it with its card."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from engine import __version__
+from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
+from engine.cli import progress_bar, run
+from engine.data import DataSet
+from engine.evaluation import evaluate, overall
+from engine.files import write_text
+from engine.model.clipseg import CLIPSeg
+from engine.pretraining import Recipe, Step, build, open_sources, pretrain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m engine.pretrain", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML, like Resources/Models/mini/recipe.yaml")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders that hold the data sets")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new base")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    options = parser.parse_args()
+    recipe = Recipe(**yaml.safe_load(options.recipe.read_text(encoding="utf-8")))
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    started = time.time()
+    sets = open_sources(recipe, options.data, "train")
+    network, tokenizer = build(recipe, sets)
+    model = CLIPSeg(network, freeze=False).to(options.device)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(tokenizer)} tokens")
+    with progress_bar("pretraining", sum(stage["steps"] for stage in recipe.stages)) as update:
+        checkpoint = options.output / "checkpoint.safetensors"
+        pretrain(model, tokenizer, recipe, sets, checkpoint, _reporter(recipe, update), options.resume)
+    network.half().save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
+    _write_json(
+        options.output / "preprocessor_config.json",
+        {"size": {"height": recipe.network["side"], "width": recipe.network["side"]}}
+        | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+    )
+    metrics = measure(options.output, open_sources(recipe, options.data, "test"), options.device)
+    seconds = time.time() - started
+    _write_json(options.output / "card.json", _card(recipe, sets, metrics, options, seconds))
+
+
+def measure(folder: Path, sets: Sequence[DataSet], device: str) -> dict[str, dict]:
+    """Return {data set: {prompt: figures}} of a saved base on test splits, with the plain class prompts."""
+    base = open_base(str(folder))
+    model = CLIPSeg(base.load_network()).to(device)
+    metrics = {}
+    for data_set in (s for s in sets if s.annotations):
+        with progress_bar(f"testing {data_set.name}", len({a.image for a in data_set.annotations})) as update:
+            metrics[data_set.name] = evaluate(model, base, data_set, on_image=update)
+        Console().print(f"{data_set.name}: Dice {overall(metrics[data_set.name]):.3f}")
+    return metrics
+
+
+def _reporter(recipe: Recipe, update: Callable) -> Callable[[Step], None]:
+    losses: list[float] = []
+    before = [sum(stage["steps"] for stage in recipe.stages[:i]) for i in range(len(recipe.stages))]
+
+    def report(step: Step) -> None:
+        losses.append(step.loss)
+        mean = sum(losses[-50:]) / len(losses[-50:])
+        update(before[step.stage] + step.number, note=f"loss {mean:.3f}")
+        if step.number % 50 == 0:
+            Console().print(f"stage {step.stage + 1}, step {step.number} of {step.steps}: loss {mean:.3f}")
+
+    return report
+
+
+def _card(
+    recipe: Recipe, sets: Sequence[DataSet], metrics: dict, options: argparse.Namespace, seconds: float
+) -> dict:
+    return {
+        "name": recipe.name,
+        "sha256": hash_weights(options.output / "model.safetensors"),
+        "licence": recipe.licence,
+        "intended_use": "Research only; not a medical device.",
+        "data_sets": {s.name: sorted({a.plain_prompt for a in s.annotations}) for s in sets},
+        "metrics": {f"{name}, test split, plain class prompt": figures for name, figures in metrics.items()},
+        "training": {"seconds": round(seconds), "device": options.device, "stages": recipe.stages},
+        "created": date.today().isoformat(),
+        "engine_version": __version__,
+    }
+
+
+def _write_json(path: Path, values: dict) -> None:
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

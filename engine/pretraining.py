@@ -1,0 +1,222 @@
+"""Train a small base from nothing on a mixture of labelled data sets."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+
+from engine.bases import IMAGENET_MEAN, IMAGENET_STD
+from engine.data import DataSet, open_data_set
+from engine.errors import UserError
+from engine.files import replacing
+from engine.losses import SegmentationLoss
+from engine.model.clipseg import CLIPSeg
+from engine.model.initialise import new_network
+from engine.prompts import MAXIMUM_TOKENS, encode_prompts
+from engine.samples import Sampler, collate
+from engine.vocabulary import train_tokenizer
+
+WARM_UP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training on squares of one size, with its own cosine schedule."""
+
+    side: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a base; a YAML file with these keys (see Resources/Models/mini/recipe.yaml)."""
+
+    name: str
+    licence: str
+    seed: int
+    network: dict
+    sources: list[dict]
+    prompts_per_image: int
+    absent_rate: float
+    plain_rate: float
+    weight_decay: float
+    gradient_clip: float
+    stages: list[dict]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is told after each step."""
+
+    stage: int
+    number: int
+    steps: int
+    loss: float
+
+
+def open_sources(recipe: Recipe, roots: Sequence[Path], split: str) -> list[DataSet]:
+    """Open the recipe's data sets, each in the first of `roots` that holds it.
+
+    Raises:
+        UserError: none of the roots holds a data set.
+    """
+    sets = []
+    for source in recipe.sources:
+        folder = next((root / source["folder"] for root in roots if (root / source["folder"]).is_dir()), None)
+        if folder is None:
+            raise UserError(f"the data set {source['folder']} is in none of {', '.join(map(str, roots))}")
+        sets.append(open_data_set(folder, split, tuple(source.get("planes", ("axial",)))))
+    return sets
+
+
+def wordings(data_set: DataSet) -> set[str]:
+    """Return every prompt of a data set."""
+    return {wording for a in data_set.annotations for words in a.prompts for wording in words}
+
+
+def build(recipe: Recipe, sets: Sequence[DataSet]) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
+    """Return a CLIPSeg with random weights, and a tokenizer learned from the prompts."""
+    tokenizer = train_tokenizer(set.union(*(wordings(s) for s in sets)), recipe.network["vocabulary"])
+    torch.manual_seed(recipe.seed)
+    return new_network(_network_config(recipe.network, tokenizer)), tokenizer
+
+
+def _network_config(network: dict, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
+    """Return the Hugging Face configuration of a recipe's network."""
+    text = {
+        **network["text"],
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAXIMUM_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPSegConfig(
+        vision_config={
+            **network["vision"],
+            "image_size": network["side"],
+            "patch_size": network["patch_size"],
+        },
+        text_config=text,
+        projection_dim=network["text"]["hidden_size"],
+        reduce_dim=network["reduce_dim"],
+        decoder_intermediate_size=network["decoder_intermediate_size"],
+        extract_layers=network["extract_layers"],
+        use_complex_transposed_convolution=True,
+    )
+
+
+def pretrain(
+    model: CLIPSeg,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    sets: Sequence[DataSet],
+    checkpoint: Path,
+    on_step: Callable[[Step], None],
+    resume: bool = False,
+    checkpoint_every: int = 100,
+) -> None:
+    """Train all weights of `model` through the stages of a recipe.
+
+    Args:
+        sets: the training sets, one for each source of the recipe.
+        checkpoint: a safetensors file that keeps weights, optimiser and place; with `resume`, where to go on.
+    """
+    names = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(names.values(), weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+    loss_of = SegmentationLoss()
+    done = _load_checkpoint(checkpoint, model, optimizer) if resume and checkpoint.is_file() else 0
+    for index, stage in enumerate(Stage(**values) for values in recipe.stages):
+        start, done = min(done, stage.steps), max(0, done - stage.steps)
+        for number, batch in enumerate(_batches(recipe, sets, stage, index, start), start=start + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, number)
+            loss = _step(model, tokenizer, batch, optimizer, loss_of, recipe.gradient_clip)
+            on_step(Step(index, number, stage.steps, loss))
+            if number % checkpoint_every == 0 or number == stage.steps:
+                before = sum(values["steps"] for values in recipe.stages[:index])
+                _save_checkpoint(checkpoint, model, optimizer, before + number)
+
+
+def learning_rate(stage: Stage, number: int) -> float:
+    """Return the rate of a step: a linear start, then half a cosine to 1 % of the stage's rate."""
+    cosine = 0.5 * (1 + math.cos(math.pi * number / stage.steps))
+    return stage.learning_rate * min(1.0, number / WARM_UP_STEPS) * max(cosine, 0.01)
+
+
+def _batches(recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int) -> Iterator[tuple]:
+    samplers = _samplers(recipe, sets, stage.side)
+    present = [[i for i, a in enumerate(s.annotations) if a.present is not False] for s in sets]
+    weights = np.array([source["weight"] for source in recipe.sources], float)
+    for number in range(start, stage.steps):
+        random = np.random.default_rng([recipe.seed, index, number])
+        samples = []
+        for place, source in enumerate(random.choice(len(sets), stage.batch_size, p=weights / weights.sum())):
+            position = present[source][random.integers(len(present[source]))]
+            samples.append(samplers[source].draw(position, (recipe.seed, index, number, place)))
+        yield collate(samples)
+
+
+def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sampler]:
+    samplers = []
+    for data_set, source in zip(sets, recipe.sources, strict=True):
+        foreign = set.union(*(wordings(other) for other in sets if other is not data_set))
+        samplers.append(
+            Sampler(
+                data_set,
+                side,
+                augment=True,
+                mirror=source["mirror"],
+                absent_prompts=sorted(foreign - wordings(data_set)),
+                absent_rate=recipe.absent_rate,
+                plain_rate=recipe.plain_rate,
+                prompts_per_image=recipe.prompts_per_image,
+            )
+        )
+    return samplers
+
+
+def _step(model: CLIPSeg, tokenizer, batch: tuple, optimizer, loss_of: SegmentationLoss, clip: float) -> float:
+    images, prompts, masks = (part.to(model.device) if isinstance(part, Tensor) else part for part in batch)
+    mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
+    pixel_values = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    input_ids = encode_prompts(tokenizer, prompts).to(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        maps = model.encode_images(pixel_values).repeat_interleave(len(prompts) // len(images), dim=0)
+        logits = model.decode(maps, model.encode_prompts(input_ids))
+    loss = loss_of(logits.float(), masks)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
+def _save_checkpoint(path: Path, model: CLIPSeg, optimizer: torch.optim.Optimizer, done: int) -> None:
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"done": str(done)})
+
+
+def _load_checkpoint(path: Path, model: CLIPSeg, optimizer: torch.optim.Optimizer) -> int:
+    tensors = load_file(path, device=str(model.device))
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors[f"model.{name}"])
+        prefix = f"optimizer.{name}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = state
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["done"])

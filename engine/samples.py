@@ -1,0 +1,165 @@
+"""Training samples: annotated images made ready for a base, with prompts drawn at random and absent ones among
+them. Every draw depends on the seed, the epoch and the position alone, so a run can be repeated."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    Flipd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.data import Annotation, DataSet
+
+set_track_meta(False)
+
+CACHE_BYTES = 6 << 30
+SIDED_WORDS = {"left", "right", "anterior", "posterior"}
+KEYS = ("image", "masks")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with some prompts and their masks.
+
+    Attributes:
+        image: (3, side, side) float in 0..1.
+        prompts: n wordings.
+        masks: (n, side, side) float, 0 or 1; all 0 for an absent prompt.
+    """
+
+    image: Tensor
+    prompts: tuple[str, ...]
+    masks: Tensor
+
+
+def augmentation() -> Compose:
+    """Return the random changes of shape and intensity: rotation by at most 17°, scale, shift, contrast, noise."""
+    affine = RandAffined(
+        KEYS,
+        prob=0.9,
+        rotate_range=0.3,
+        scale_range=((-0.3, 0.25), (-0.3, 0.25)),
+        shear_range=0.1,
+        translate_range=(30, 30),
+        mode=("bilinear", "nearest"),
+        padding_mode="reflection",
+    )
+    return Compose(
+        [
+            affine,
+            RandAdjustContrastd("image", prob=0.5, gamma=(0.6, 1.7)),
+            RandScaleIntensityd("image", prob=0.5, factors=0.25, channel_wise=True),
+            RandGaussianNoised("image", prob=0.2, std=0.04),
+        ]
+    )
+
+
+class Sampler:
+    """Draws samples from one data set.
+
+    Args:
+        data_set: the labelled images.
+        side: of the base's square, in pixels.
+        augment: change shape and intensity at random.
+        mirror: also mirror images whose prompts name no side (needs `augment`).
+        absent_prompts: wordings that fit no image of this data set.
+        absent_rate: how often a prompt is replaced by an absent one, with an empty mask.
+        prompts_per_image: how many prompts each image is asked for; the further ones name other structures
+            of the image, or absent ones.
+        plain_rate: how often the plain class prompt is used rather than any wording; always for validation.
+    """
+
+    def __init__(
+        self,
+        data_set: DataSet,
+        side: int,
+        augment: bool = False,
+        mirror: bool = False,
+        absent_prompts: Sequence[str] = (),
+        absent_rate: float = 0.0,
+        prompts_per_image: int = 1,
+        plain_rate: float = 0.0,
+    ):
+        self.annotations = data_set.annotations
+        self.side = side
+        self._data_set = data_set
+        self._augmentation = augmentation() if augment else None
+        self._mirror = mirror
+        self._absent_prompts = tuple(absent_prompts)
+        self._absent_rate = absent_rate if absent_prompts else 0.0
+        self._prompts_per_image = prompts_per_image
+        self._plain_rate = plain_rate
+        self._images: dict[Hashable, Tensor] = {}
+        self._by_image: dict[Hashable, list[Annotation]] = {}
+        for annotation in self.annotations:
+            self._by_image.setdefault(annotation.image, []).append(annotation)
+
+    def draw(self, position: int, seed: Sequence[int]) -> Sample:
+        """Return the sample of the annotation at `position`; equal seeds give equal samples."""
+        random = np.random.default_rng([*seed, position])
+        annotation = self.annotations[position]
+        prompts, masks = zip(*self._prompted_masks(annotation, random), strict=True)
+        sample = {"image": self._image(annotation), "masks": torch.stack(masks)}
+        if self._augmentation is not None:
+            sample = self._augmented(sample, prompts, random)
+        image = sample["image"].expand(3, -1, -1).clamp(0, 1)
+        return Sample(image, prompts, (sample["masks"] > 0.5).float())
+
+    def _prompted_masks(self, annotation: Annotation, random: np.random.Generator) -> list[tuple[str, Tensor]]:
+        chosen: list[tuple[str, Tensor]] = []
+        others = [a for a in self._by_image[annotation.image] if a is not annotation]
+        for _ in range(self._prompts_per_image):
+            if random.random() < self._absent_rate or (chosen and not others):
+                chosen.append((str(random.choice(self._absent_prompts)), torch.zeros(self.side, self.side)))
+            else:
+                wanted = annotation if not chosen else others[random.integers(len(others))]
+                chosen.append((self._wording(wanted, random), self._mask(wanted)))
+        return chosen
+
+    def _wording(self, annotation: Annotation, random: np.random.Generator) -> str:
+        if random.random() < self._plain_rate:
+            return annotation.plain_prompt
+        wordings = annotation.prompts[random.integers(len(annotation.prompts))]
+        return wordings[random.integers(len(wordings))]
+
+    def _augmented(self, sample: dict, prompts: Sequence[str], random: np.random.Generator) -> dict:
+        sided = any(SIDED_WORDS & set(prompt.lower().split()) for prompt in prompts)
+        if self._mirror and not sided and random.random() < 0.5:
+            sample = Flipd(KEYS, spatial_axis=1)(sample)
+        self._augmentation.set_random_state(seed=int(random.integers(2**31)))
+        return self._augmentation(sample)
+
+    def _image(self, annotation: Annotation) -> Tensor:
+        """Return the image (1 or 3, side, side) in 0..1; resized images are kept as bytes."""
+        kept = self._images.get(annotation.image)
+        if kept is None:
+            pixels = torch.from_numpy(np.ascontiguousarray(self._data_set.image(annotation))).float()
+            channels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            resized = F.interpolate(channels[None], (self.side, self.side), mode="bilinear", antialias=True)
+            kept = resized[0].round().clamp(0, 255).byte()
+            if len(self._images) * 3 * self.side**2 < CACHE_BYTES:
+                self._images[annotation.image] = kept
+        return kept.float() / 255
+
+    def _mask(self, annotation: Annotation) -> Tensor:
+        mask = torch.from_numpy(np.ascontiguousarray(self._data_set.mask(annotation))).float()
+        return F.interpolate(mask[None, None], (self.side, self.side), mode="bilinear", antialias=True)[
+            0, 0
+        ].round()
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[str], Tensor]:
+    """Return images (n, 3, side, side) in 0..1, the n · k prompts image by image, masks (n · k, side, side)."""
+    images = torch.stack([sample.image for sample in samples])
+    prompts = [prompt for sample in samples for prompt in sample.prompts]
+    return images, prompts, torch.cat([sample.masks for sample in samples])

@@ -1,0 +1,239 @@
+"""From a volume and prompts to segments: the main job, as a library.
+
+segmenter = Segmenter("head-t1")
+segmenter.set_volume(read_volume("head.nii.gz"))
+result = segmenter.segment("cerebellum")
+result.mask(), result.presence, result.volume_ml()
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.bases import open_base
+from engine.bundle import AdapterCard, find_adapter, load_adapter, read_card
+from engine.cache import EncodingCache, volume_key
+from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
+from engine.errors import UserError
+from engine.imaging.intensity import intensity_range, is_empty_air
+from engine.imaging.planes import orient, resolve_planes, restore
+from engine.imaging.volume import Volume
+from engine.model.adapter import BaseShape
+from engine.model.clipseg import CLIPSeg
+from engine.pixels import to_pixel_values, to_slice_size
+from engine.prompts import check_prompts, encode_prompts
+
+DEFAULT_BASE = "mini"
+DEFAULT_THRESHOLD = 0.5
+PRESENCE_PIXELS = 100
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was found for one prompt.
+
+    Attributes:
+        prompt: as it was given.
+        volume: the volume that was segmented, with its geometry.
+        probability: (z, y, x) float16 in 0..1, on the volume's own grid.
+        presence: 0..1, the mean of the 100 highest probabilities that the decoder gave.
+        threshold: what `mask` uses when it is not told another.
+        presence_threshold: the presence below which the structure counts as not found.
+    """
+
+    prompt: str
+    volume: Volume
+    probability: np.ndarray
+    presence: float
+    threshold: float
+    presence_threshold: float
+
+    @property
+    def found(self) -> bool:
+        return self.presence >= self.presence_threshold
+
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """Return the voxels (z, y, x) bool whose probability reaches the threshold; none if it was not found."""
+        if not self.found:
+            return np.zeros(self.probability.shape, bool)
+        return self.probability >= np.float16(self.threshold if threshold is None else threshold)
+
+    def volume_ml(self, threshold: float | None = None) -> float:
+        return float(self.mask(threshold).sum() * self.volume.voxel_volume_ml)
+
+
+@dataclass(frozen=True, eq=False)
+class _EncodedPlane:
+    plane: str
+    kept: np.ndarray  # positions of the slices that are not empty air
+    maps: Tensor
+
+
+class Segmenter:
+    """A base with an adapter, warm on its device; encodes a volume once and answers any number of prompts.
+
+    Args:
+        adapter: name or folder of an adapter; the base alone when None.
+        base: name or folder of a base; the adapter's own, or "mini", when None.
+        device: auto, cuda, mps or cpu.
+        precision: auto, fp32, bf16 or fp16.
+        batch_size: slices run at a time, or auto.
+
+    Raises:
+        UserError: the adapter or base is unknown, damaged, or they do not belong together; no such device.
+    """
+
+    def __init__(
+        self,
+        adapter: str | None = None,
+        base: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: str | int = "auto",
+    ):
+        folder = find_adapter(adapter) if adapter else None
+        self.card: AdapterCard | None = read_card(folder) if folder else None
+        self.base = open_base(base or (self.card.base if self.card else DEFAULT_BASE))
+        self.device = choose_device(device)
+        self.tokenizer = self.base.load_tokenizer()
+        network = self.base.load_network()
+        shape = BaseShape.of(network.config)
+        weights = load_adapter(folder, self.card, self.base, shape) if folder else None
+        self.model = CLIPSeg(network, weights).eval().to(self.device, choose_dtype(precision, self.device))
+        self.batch_size = choose_batch_size(batch_size, self._bytes_per_slice(), self.device)
+        self.volume: Volume | None = None
+        self._cache = EncodingCache()
+        self._planes: list[_EncodedPlane] = []
+
+    def set_volume(
+        self,
+        volume: Volume,
+        plane: str | None = None,
+        window: str | None = None,
+        on_progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Encode a volume for the prompts that follow.
+
+        Args:
+            plane: axial, coronal, sagittal, auto or all (the mean of all three); the adapter's own when None.
+            window: see `intensity_range`; the adapter's own when None.
+            on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
+
+        Raises:
+            UserError: an unknown plane or window, or a volume without contrast.
+        """
+        defaults = (self.card.plane, self.card.window) if self.card else ("auto", "auto")
+        plane, window = plane or defaults[0], window or defaults[1]
+        planes = resolve_planes(volume, plane)
+        low, high = intensity_range(volume, window)
+        stacks = {name: orient(volume.voxels, volume, name) for name in planes}
+        kept = {name: np.flatnonzero(~is_empty_air(stack, low, high)) for name, stack in stacks.items()}
+        total, done = sum(len(positions) for positions in kept.values()), 0
+        encoded = []
+        for name, stack in stacks.items():
+            key = volume_key(
+                volume, name, low, high, self.base.sha256, self.card and self.card.sha256, self.model.dtype
+            )
+            maps = self._cache.get(key)
+            if maps is None:
+                maps = self._encode(stack, kept[name], low, high, lambda n, done=done: on_progress(done + n, total))
+                self._cache.put(key, maps)
+            done += len(kept[name])
+            on_progress(done, total)
+            encoded.append(_EncodedPlane(name, kept[name], maps))
+        self.volume, self._planes = volume, encoded
+
+    def segment(
+        self,
+        prompt: str,
+        threshold: float | None = None,
+        on_progress: Progress = lambda done, total: None,
+    ) -> Result:
+        """Segment what a prompt names in the volume that was set.
+
+        Args:
+            threshold: of the probability; the adapter's own, or 0.5, when None.
+            on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
+
+        Raises:
+            UserError: no volume was set, the prompt is empty or too long, or the threshold is not in 0..1.
+        """
+        if self.volume is None:
+            raise UserError("no volume to segment; call set_volume first")
+        check_prompts(self.tokenizer, [prompt])
+        condition = self._encode_prompt(prompt)
+        total, done = sum(len(plane.kept) for plane in self._planes), 0
+        probability = np.zeros(self.volume.shape, np.float32 if len(self._planes) > 1 else np.float16)
+        highest: list[Tensor] = []
+        for plane in self._planes:
+            stack, top = self._decode(plane, condition, lambda n, done=done: on_progress(done + n, total))
+            probability += restore(stack, self.volume, plane.plane) / len(self._planes)
+            highest.append(top)
+            done += len(plane.kept)
+        return Result(
+            prompt=prompt,
+            volume=self.volume,
+            probability=probability.astype(np.float16, copy=False),
+            presence=float(np.mean([top.mean().item() if len(top) else 0.0 for top in highest])),
+            threshold=self._threshold(threshold),
+            presence_threshold=self.card.presence_threshold if self.card else DEFAULT_THRESHOLD,
+        )
+
+    def _threshold(self, wanted: float | None) -> float:
+        if wanted is None:
+            return self.card.threshold if self.card else DEFAULT_THRESHOLD
+        if not 0 < wanted < 1:
+            raise UserError(f"the threshold is {wanted}; give a probability between 0 and 1")
+        return wanted
+
+    @torch.inference_mode()
+    def _encode(
+        self, stack: np.ndarray, kept: np.ndarray, low: float, high: float, report: Callable[[int], None]
+    ) -> Tensor:
+        """Return the maps of the kept slices (slices, depth, tokens, reduce_dim) float16 on the device."""
+        maps: list[Tensor] = []
+
+        def run(part: slice) -> None:
+            slices = torch.from_numpy(stack[kept[part]].astype(np.float32)).to(self.device)
+            unit = ((slices - low) / (high - low)).clamp(0, 1)
+            pixel_values = to_pixel_values(unit, self.base.side, self.base.mean, self.base.std)
+            maps.append(self.model.encode_images(pixel_values.to(self.model.dtype)).to(torch.float16))
+            report(part.stop)
+
+        self.batch_size = in_batches(run, len(kept), self.batch_size)
+        return torch.cat(maps) if maps else torch.empty(0)
+
+    @torch.inference_mode()
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        return self.model.encode_prompts(encode_prompts(self.tokenizer, [prompt]).to(self.device))
+
+    @torch.inference_mode()
+    def _decode(
+        self, plane: _EncodedPlane, condition: Tensor, report: Callable[[int], None]
+    ) -> tuple[np.ndarray, Tensor]:
+        """Return probabilities (slices, height, width) float16 of a whole stack, and the highest ones."""
+        shape = orient(self.volume.voxels, self.volume, plane.plane).shape[:3]
+        probabilities = np.zeros(shape, np.float16)
+        highest = torch.empty(0, device=self.device)
+
+        def run(part: slice) -> None:
+            nonlocal highest
+            logits = self.model.decode(plane.maps[part].to(self.model.dtype), condition).float()
+            resized = to_slice_size(logits, *shape[1:])
+            probabilities[plane.kept[part]] = resized.half().cpu().numpy()
+            candidates = torch.cat([highest, logits.flatten()])
+            highest = candidates.topk(min(PRESENCE_PIXELS, len(candidates))).values
+            report(part.stop)
+
+        in_batches(run, len(plane.kept), self.batch_size)
+        return probabilities, highest.sigmoid()
+
+    def _bytes_per_slice(self) -> int:
+        vision = self.model.vision.config
+        tokens = (self.base.side // vision.patch_size) ** 2 + 1
+        return tokens * (vision.intermediate_size + 8 * vision.hidden_size) * self.model.dtype.itemsize
