@@ -109,7 +109,7 @@ def hash_weights(path: Path) -> str:
                 tensor = file.get_tensor(key)
                 if tensor.is_floating_point():
                     digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+                    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged or not safetensors ({error}); get it again") from error
     return digest.hexdigest()

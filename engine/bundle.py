@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -172,4 +173,5 @@ def card_for_people(card: AdapterCard) -> str:
 
 
 def _fits(value: object, kind: type) -> bool:
-    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    kind = get_origin(kind) or kind
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

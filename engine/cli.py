@@ -37,7 +37,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Show done / total, the time gone and the time left on standard error.
 
     Yields:
-        update(done=None, note=""): say how much is done, or that one more is.
+        update(done=None, **fields): say how much is done, or that one more is; the fields `description`,
+        `total` and `note` may change on the way.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -50,7 +51,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total, note="")
 
-        def update(done: int | None = None, note: str = "", total: int | None = None) -> None:
-            progress.update(task, completed=done, advance=1 if done is None else None, total=total, note=note)
+        def update(done: int | None = None, **fields: object) -> None:
+            progress.update(task, completed=done, advance=1 if done is None else None, **fields)
 
         yield update

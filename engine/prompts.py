@@ -17,26 +17,32 @@ def split_prompts(text: str) -> list[str]:
     return [prompt for part in re.split(r"[;\n]", text) if (prompt := " ".join(part.split()))]
 
 
-def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse prompts that say nothing.
+
+    Raises:
+        UserError: no prompt, an empty one, or one given twice.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UserError("an empty prompt; say what to segment, for example --prompt brain")
+    repeated = sorted({prompt for prompt in prompts if list(prompts).count(prompt) > 1})
+    if repeated:
+        raise UserError(f"the prompt '{repeated[0]}' is given twice; give it once")
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
     """Refuse prompts that a base cannot read whole.
 
     Raises:
-        UserError: no prompt, an empty one, one given twice, or one past 77 tokens.
+        UserError: a prompt past 77 tokens.
     """
-    if not prompts:
-        raise UserError("no prompt; say what to segment, for example --prompt brain")
     for prompt in prompts:
-        if not prompt.strip():
-            raise UserError("an empty prompt; say what to segment, for example --prompt brain")
         count = len(tokenizer(prompt).input_ids)
         if count > MAXIMUM_TOKENS:
             raise UserError(
-                f"the prompt '{prompt[:40]}…' has {count} tokens and the base reads at most {MAXIMUM_TOKENS}; "
-                "shorten it"
+                f"the prompt '{prompt[:40]}…' has {count} tokens and the base reads at most "
+                f"{MAXIMUM_TOKENS}; shorten it"
             )
-    repeated = {prompt for prompt in prompts if list(prompts).count(prompt) > 1}
-    if repeated:
-        raise UserError(f"the prompt '{min(repeated)}' is given twice; give it once")
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:

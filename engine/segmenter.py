@@ -24,7 +24,7 @@ from engine.imaging.volume import Volume
 from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.pixels import to_pixel_values, to_slice_size
-from engine.prompts import check_prompts, encode_prompts
+from engine.prompts import check_lengths, check_prompts, encode_prompts
 
 DEFAULT_BASE = "mini"
 DEFAULT_THRESHOLD = 0.5
@@ -165,7 +165,8 @@ class Segmenter:
         """
         if self.volume is None:
             raise UserError("no volume to segment; call set_volume first")
-        check_prompts(self.tokenizer, [prompt])
+        check_prompts([prompt])
+        check_lengths(self.tokenizer, [prompt])
         condition = self._encode_prompt(prompt)
         total, done = sum(len(plane.kept) for plane in self._planes), 0
         probability = np.zeros(self.volume.shape, np.float32 if len(self._planes) > 1 else np.float16)

@@ -1,0 +1,114 @@
+"""What the tests share: a tiny but real CLIPSeg, adapters for it, and the shared data where it is there."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPSegConfig
+
+from engine import bases
+from engine.bundle import AdapterCard, save_bundle
+from engine.model.adapter import BaseShape
+from engine.model.initialise import new_network
+from engine.model.methods import METHODS, build_adapter
+from engine.prompts import MAXIMUM_TOKENS
+from engine.vocabulary import train_tokenizer
+
+SIDE = 32
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_models_folder(tmp_path, monkeypatch):
+    """Keep the tests out of the user's models."""
+    monkeypatch.setenv("VLSM_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = Path(os.environ.get("VLSM_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the shared data is not at {folder}; set VLSM_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A CLIPSeg of four narrow layers for squares of 32 pixels, as a base folder."""
+    return make_base(tmp_path_factory.mktemp("bases") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_base(tmp_path_factory) -> Path:
+    """The same network with other weights."""
+    return make_base(tmp_path_factory.mktemp("bases") / "other", seed=1)
+
+
+@pytest.fixture
+def tiny_adapter(tmp_path, tiny_base) -> Path:
+    """A dense adapter bundle for the tiny base, with random weights."""
+    return make_adapter(tmp_path / "adapter", tiny_base)
+
+
+def make_base(folder: Path, seed: int) -> Path:
+    tokenizer = train_tokenizer(["polyp", "brain", "left lung", "right lung", "bright ball"], 300)
+    config = CLIPSegConfig(
+        vision_config={"image_size": SIDE, "patch_size": 8, **_widths(32)},
+        text_config={
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": MAXIMUM_TOKENS,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **_widths(16),
+        },
+        projection_dim=16,
+        reduce_dim=16,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        extract_layers=[0, 1, 2],
+        use_complex_transposed_convolution=True,
+    )
+    torch.manual_seed(seed)
+    new_network(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}}))
+    return folder
+
+
+def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placement: str = "VL", **card) -> Path:
+    base = bases.open_base(str(base_folder))
+    torch.manual_seed(3)
+    hidden_size = METHODS[method].hidden_size
+    adapter = build_adapter(method, placement, BaseShape.of(base.load_network().config), hidden_size)
+    values = {"prompts": ["brain"], "presence_threshold": 0.0} | card
+    described = AdapterCard(
+        name=folder.name,
+        method=method,
+        placement=placement,
+        hidden_size=hidden_size,
+        base=str(base_folder),
+        base_sha256=base.sha256,
+        **values,
+    )
+    save_bundle(folder, adapter, described)
+    return folder
+
+
+def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius: float) -> np.ndarray:
+    """Return a bool ball in array order (z, y, x)."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return np.linalg.norm(grid - np.array(center), axis=-1) <= radius
+
+
+def _widths(size: int) -> dict:
+    return {
+        "hidden_size": size,
+        "intermediate_size": 2 * size,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+    }

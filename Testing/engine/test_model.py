@@ -1,0 +1,142 @@
+"""CLIPSeg in three parts, and the adapters on it."""
+
+import pytest
+import torch
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+from engine.bases import open_base
+from engine.model.adapter import BaseShape
+from engine.model.clipseg import CLIPSeg
+from engine.model.initialise import new_network
+from engine.model.methods import METHODS, build_adapter
+from engine.prompts import encode_prompts
+
+FULL_SIZE = BaseShape(vision_size=768, text_size=512, condition_size=512, extract_layers=(3, 6, 9))
+TRAINABLE = {  # measured on the reference implementation
+    ("shallow", "V"): 2_363_136,
+    ("shallow", "VL"): 3_939_072,
+    ("shallow", "VLC"): 4_201_984,
+    ("dense", "V"): 1_784_448,
+    ("dense", "VL"): 2_974_464,
+    ("dense", "VLC"): 3_237_376,
+}
+
+
+@pytest.mark.parametrize(("method", "placement"), TRAINABLE)
+def test_trainable_parameters_are_the_papers(method, placement):
+    with torch.device("meta"):
+        adapter = build_adapter(method, placement, FULL_SIZE)
+    assert sum(p.numel() for p in adapter.parameters()) == TRAINABLE[method, placement]
+
+
+@pytest.fixture
+def network(tiny_base) -> CLIPSegForImageSegmentation:
+    return open_base(str(tiny_base)).load_network()
+
+
+@pytest.fixture
+def tokenizer(tiny_base):
+    return open_base(str(tiny_base)).load_tokenizer()
+
+
+@pytest.fixture
+def inputs(tokenizer):
+    torch.manual_seed(5)
+    return torch.randn(3, 3, 32, 32), encode_prompts(tokenizer, ["polyp", "the left lung of a brain", "ball"])
+
+
+@pytest.mark.parametrize("legacy_end_of_text", [False, True])
+@pytest.mark.parametrize("complex_convolution", [False, True])
+def test_without_an_adapter_the_logits_are_hugging_faces(inputs, network, complex_convolution, legacy_end_of_text):
+    pixel_values, input_ids = inputs
+    config = CLIPSegConfig(
+        **{**network.config.to_dict(), "use_complex_transposed_convolution": complex_convolution}
+    )
+    if legacy_end_of_text:  # the public configuration: 2 stands for the highest token of each prompt
+        config.text_config.eos_token_id = 2
+        input_ids = torch.where(
+            input_ids == network.config.text_config.eos_token_id, config.text_config.vocab_size - 1, input_ids
+        )
+    torch.manual_seed(0)
+    network = new_network(config).eval()
+    with torch.no_grad():
+        expected = network(pixel_values=pixel_values, input_ids=input_ids).logits
+        ours = CLIPSeg(network).eval()(pixel_values, input_ids)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_layers_beyond_the_last_extracted_one_are_dropped(network):
+    assert len(network.clip.vision_model.encoder.layers) == 4
+    assert len(CLIPSeg(network).vision.encoder.layers) == 3
+
+
+def test_a_prompt_gives_the_same_condition_alone_and_beside_longer_ones(network, inputs):
+    _, input_ids = inputs
+    model = CLIPSeg(network).eval()
+    with torch.no_grad():
+        together, alone = model.encode_prompts(input_ids), model.encode_prompts(input_ids[:1])
+    torch.testing.assert_close(together[:1], alone)
+
+
+@pytest.mark.parametrize("placement", ["V", "VL", "VLC"])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_every_weight_of_the_adapter_and_none_of_the_base(network, inputs, method, placement):
+    adapter = build_adapter(method, placement, BaseShape.of(network.config))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.abs_()  # no dead ReLU may hide a missing path
+    model = CLIPSeg(network, adapter)
+    model(*inputs).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("adapter."))
+
+
+@pytest.mark.parametrize(("placement", "changes_text"), [("V", False), ("VL", True), ("VLC", True)])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_placement_says_which_branch_an_adapter_changes(network, inputs, method, placement, changes_text):
+    pixel_values, input_ids = inputs
+    torch.manual_seed(0)
+    adapted = CLIPSeg(network, build_adapter(method, placement, BaseShape.of(network.config))).eval()
+    plain = CLIPSeg(network).eval()
+    with torch.no_grad():
+        assert not torch.allclose(adapted.encode_images(pixel_values), plain.encode_images(pixel_values))
+        same_text = torch.allclose(adapted.encode_prompts(input_ids), plain.encode_prompts(input_ids))
+    assert same_text is not changes_text
+
+
+@pytest.mark.parametrize(("method", "placement"), [("shallow", "V"), ("dense", "V"), ("dense", "VLC")])
+def test_a_zero_adapter_changes_nothing(network, inputs, method, placement):
+    adapter = build_adapter(method, placement, BaseShape.of(network.config))
+    for parameter in adapter.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        torch.testing.assert_close(CLIPSeg(network, adapter)(*inputs), CLIPSeg(network)(*inputs))
+
+
+def test_a_zero_shallow_text_adapter_adds_the_end_of_text_tokens_to_the_condition(network, inputs):
+    adapter = build_adapter("shallow", "VL", BaseShape.of(network.config))
+    for parameter in adapter.parameters():
+        torch.nn.init.zeros_(parameter)
+    projected, tokens = torch.randn(2, 16), [torch.randn(2, 16) for _ in range(3)]
+    torch.testing.assert_close(adapter.condition(projected, tokens), projected + sum(tokens))
+
+
+def test_dense_adapters_leave_the_deepest_extracted_layer_alone():
+    with torch.device("meta"):
+        adapter = build_adapter("dense", "VL", FULL_SIZE)
+    features = torch.randn(1, 2, 768)
+    assert len(adapter.vision_mlps) == 9
+    assert adapter.vision_mlp(9, features) is features
+
+
+@pytest.mark.parametrize(("method", "placement"), [("thick", "VL"), ("dense", "L")])
+def test_unknown_methods_and_placements_are_named(method, placement):
+    with pytest.raises(ValueError, match=r"unknown .*; there are"):
+        build_adapter(method, placement, FULL_SIZE)
+
+
+def test_fresh_weights_give_logits_of_order_one(network, inputs):
+    with torch.no_grad():
+        logits = network(pixel_values=inputs[0], input_ids=inputs[1]).logits
+    assert logits.abs().max() < 10

@@ -1,0 +1,198 @@
+"""Segment scans by text prompts: one scan into one file, or many into a folder through one warm model."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.cli import progress_bar, run
+from engine.devices import PRECISIONS
+from engine.errors import UserError
+from engine.imaging.intensity import CHOICES as WINDOWS
+from engine.imaging.planes import CHOICES as PLANES
+from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
+from engine.imaging.volume import Volume
+from engine.imaging.writing import SUFFIXES, output_suffix
+from engine.prompts import split_prompts
+from engine.segmenter import Segmenter
+from engine.studies import Outputs, Request, check_request, is_done, segment_study
+
+BESIDE = Path()  # an option that was given without a file name
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    for path in options.input:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    if options.output.is_dir():
+        _segment_many(options)
+    elif len(options.input) > 1:
+        raise UserError(f"{len(options.input)} inputs need an output folder that exists; {options.output} is none")
+    else:
+        _segment_one(options)
+
+
+def _segment_one(options: argparse.Namespace) -> None:
+    suffix = output_suffix(options.output)
+    stem = options.output.name[: -len(suffix)]
+    outputs = Outputs(
+        options.output,
+        report=_named(options.report, options.output.with_name(f"{stem}.json")),
+        preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
+        probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
+    )
+    request = _request(options)
+    check_request(request, outputs, options.overwrite)
+    segmenter = _segmenter(options)
+    for volume, numbered in _volumes(options.input[0], outputs, options):
+        check_request(request, numbered, options.overwrite)
+        _segment(segmenter, volume, request, numbered)
+
+
+def _segment_many(options: argparse.Namespace) -> None:
+    for name in ("report", "preview", "probability"):
+        if getattr(options, name) not in (None, BESIDE):
+            raise UserError(f"with an output folder, --{name} takes no file name; each study gets its own")
+    studies = _named_studies(options.input)
+    request, segmenter = _request(options), _segmenter(options)
+    failed = 0
+    for number, (name, path) in enumerate(studies.items(), start=1):
+        print(f"{number} / {len(studies)} {name}")
+        outputs = _outputs_in(options, name)
+        if options.resume and is_done(outputs, segmenter, request):
+            print("done before")
+            continue
+        try:
+            for volume, numbered in _volumes(path, outputs, options):
+                check_request(request, numbered, options.overwrite)
+                _segment(segmenter, volume, request, numbered)
+        except UserError as error:
+            failed += 1
+            print(f"failed: {error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{failed} of {len(studies)} studies failed; the others are in {options.output}")
+
+
+def _segment(segmenter: Segmenter, volume: Volume, request: Request, outputs: Outputs) -> None:
+    with progress_bar("encoding", 1) as update:
+        report = segment_study(
+            segmenter,
+            volume,
+            request,
+            outputs,
+            lambda step, done, total: update(done, description=step, total=total),
+        )
+    table = Table("prompt", "volume (ml)", "presence", "seconds")
+    for row in report["results"]:
+        result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
+        table.add_row(row["prompt"], result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
+    Console().print(table)
+    print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
+    print(f"wrote {outputs.segments}")
+
+
+def _volumes(path: Path, outputs: Outputs, options: argparse.Namespace) -> Iterator[tuple[Volume, Outputs]]:
+    """Yield the volume that is meant with its outputs; for --frame all each frame with numbered outputs."""
+    if options.frame != "all":
+        yield read_volume(path, options.series, options.frame), outputs
+        return
+    for number, volume in enumerate(read_frames(path, options.series)):
+        yield volume, Outputs(**{key: _numbered(name, number) for key, name in vars(outputs).items()})
+
+
+def _numbered(path: Path | None, number: int) -> Path | None:
+    if path is None:
+        return None
+    stem = path.name.split(".")[0]
+    return path.with_name(f"{stem}_frame{number:04d}{path.name[len(stem) :]}")
+
+
+def _named_studies(inputs: list[Path]) -> dict[str, Path]:
+    """Return the studies by the names of their outputs."""
+    studies: dict[str, Path] = {}
+    for root in inputs:
+        for path in find_studies(root) if root.is_dir() else [root]:
+            suffix = image_suffix(path) or (path.suffix if path.is_file() else "")
+            relative = path.relative_to(root) if path != root else Path(path.resolve().name)
+            name = "_".join(relative.parts).removesuffix(suffix)
+            if name in studies:
+                raise UserError(f"{studies[name]} and {path} would both be written as '{name}'; rename one of them")
+            studies[name] = path
+    return studies
+
+
+def _outputs_in(options: argparse.Namespace, name: str) -> Outputs:
+    folder = options.output
+    return Outputs(
+        folder / f"{name}{options.format}",
+        report=folder / f"{name}.json",
+        preview=folder / f"{name}.png" if options.preview else None,
+        probability=folder / f"{name}_probability.nii.gz" if options.probability else None,
+    )
+
+
+def _named(chosen: Path | None, beside: Path) -> Path | None:
+    return beside if chosen is BESIDE else chosen
+
+
+def _segmenter(options: argparse.Namespace) -> Segmenter:
+    return Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    prompts = [part for text in options.prompt for part in split_prompts(text) or [""]]
+    return Request(
+        prompts=tuple(prompts),
+        plane=options.plane,
+        window=options.window,
+        threshold=options.threshold,
+        keep_largest=options.keep_largest,
+        fill_holes=options.fill_holes,
+        minimum_ml=options.min_volume_ml,
+        exclusive=options.exclusive,
+    )
+
+
+def _frame(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
+    add = parser.add_argument
+    add("input", type=Path, nargs="+", help="a scan, a folder with a DICOM series, or a folder of studies")
+    add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
+    add("-o", "--output", type=Path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
+    add("-a", "--adapter", help="name or folder of an adapter; the base alone without it")
+    add("--base", help="name or folder of a base (default: the adapter's own, or mini)")
+    add("--plane", help=f"{', '.join(PLANES)} (default: the adapter's)")
+    add("--window", help=f"{', '.join(WINDOWS)} (default: the adapter's)")
+    add("--threshold", type=float, help="of the probability, 0 to 1 (default: the adapter's)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
+    add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
+    add("--series", help="which DICOM series: number, UID or a part of its description")
+    add("--frame", type=_frame, help="which frame of a 4-D file, from 0, or all")
+    add("--keep-largest", action="store_true", help="keep the largest part of each segment")
+    add("--fill-holes", action="store_true", help="fill what a segment encloses")
+    add("--min-volume-ml", type=float, default=0.0, help="drop parts that are smaller")
+    add("--exclusive", action="store_true", help="give each voxel to its most probable prompt alone")
+    add(
+        "--probability", type=Path, nargs="?", const=BESIDE, help="also write probabilities, a file for each prompt"
+    )
+    add("--preview", type=Path, nargs="?", const=BESIDE, help="also write a picture (PNG)")
+    add(
+        "--report", type=Path, nargs="?", const=BESIDE, help="also write a report (JSON); a folder always gets them"
+    )
+    add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
+    add("--resume", action="store_true", help="skip studies of the output folder that are done")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
