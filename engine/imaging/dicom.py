@@ -130,8 +130,8 @@ def _read_series(series: Series, source: Path) -> list[Volume]:
         if image.GetDimension() == 3 and image.GetDepth() > 1:
             image = _place_frames(image, header, source)
             if image is None:
-                return _cine(_read_image(series.files[0]), header, attributes)
-    return [_dense_is_bright(volume_from_image(_drop_flatness(image), **attributes), header)]
+                return _cine(_read_image(series.files[0]), attributes)
+    return [volume_from_image(_drop_flatness(image), **attributes)]
 
 
 def _read_slices(series: Series, source: Path) -> sitk.Image:
@@ -231,26 +231,18 @@ def _group_item(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str) 
     return (frame if sequence in frame else shared)[sequence][0]
 
 
-def _cine(image: sitk.Image, header: pydicom.Dataset, attributes: dict) -> list[Volume]:
+def _cine(image: sitk.Image, attributes: dict) -> list[Volume]:
     frames = [image[:, :, index : index + 1] for index in range(image.GetDepth())]
-    return [_dense_is_bright(volume_from_image(frame, **attributes), header) for frame in frames]
+    return [volume_from_image(frame, **attributes) for frame in frames]
 
 
 def _drop_flatness(image: sitk.Image) -> sitk.Image:
     return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
 
 
-def _dense_is_bright(volume: Volume, header: pydicom.Dataset) -> Volume:
-    """Turn MONOCHROME1 (0028,0004), where high values are dark, the usual way round."""
-    if header.get("PhotometricInterpretation") != "MONOCHROME1":
-        return volume
-    voxels = volume.voxels.astype(np.int64) if volume.voxels.dtype.kind in "iu" else volume.voxels
-    inverted = voxels.max() + voxels.min() - voxels
-    return volume.with_voxels(inverted.astype(volume.voxels.dtype))
-
-
 def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Return the first of the file's windows, where it has one; MONOCHROME1 values are inverted, so it has none."""
+    """Return the first of the file's windows; none for MONOCHROME1 (0028,0004), whose values SimpleITK inverts so
+    that dense is bright."""
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         return None
     try:

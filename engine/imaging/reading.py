@@ -1,8 +1,11 @@
 """Read any image file or DICOM series as volumes."""
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -53,7 +56,7 @@ def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
             return dicom.read_files([path], path.name)
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
     if image_suffix(path) in (".nii", ".nii.gz"):
-        _check_nifti_header(path)
+        _check_nifti(path)
     picture = image_suffix(path) in PICTURE_SUFFIXES
     return [volume_from_image(_colours(image, path), name=path.name) for image in _frames(_read(path), picture)]
 
@@ -128,20 +131,44 @@ def _colours(image: sitk.Image, path: Path) -> sitk.Image:
     return sitk.Compose(channels)
 
 
-def _check_nifti_header(path: Path) -> None:
-    """Refuse a grid that SimpleITK would silently replace: a zero spacing, or a singular sform."""
+def _check_nifti(path: Path) -> None:
+    """Refuse what SimpleITK would silently mend: a zero spacing, a singular sform, voxels that are missing."""
     try:
-        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+        with _open(path) as file:
             header = file.read(348)
         order = "<" if header[:4] == struct.pack("<i", 348) else ">"
-        pixdim = struct.unpack_from(f"{order}8f", header, 76)
-        dimensions = struct.unpack_from(f"{order}h", header, 40)[0]
+        dimensions, *sizes = struct.unpack_from(f"{order}8h", header, 40)
+        bits, offset = (
+            struct.unpack_from(f"{order}h", header, 72)[0],
+            struct.unpack_from(f"{order}f", header, 108)[0],
+        )
+        spacing = struct.unpack_from(f"{order}7f", header, 80)[: min(3, max(1, dimensions))]
         sform_code = struct.unpack_from(f"{order}h", header, 254)[0]
         sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
-    except (OSError, EOFError, struct.error) as error:
+        needed = math.prod(sizes[: max(0, dimensions)]) * bits // 8 + int(offset)
+        complete = _holds(path, needed)
+    except (OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error) as error:
         raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
-    spacing = pixdim[1 : 1 + min(3, max(1, dimensions))]
     if not np.isfinite(spacing).all() or 0 in spacing:
         raise UserError(f"{path} has a spacing of {spacing} mm; every spacing must be above zero, mend its header")
     if sform_code > 0 and (not np.isfinite(sform).all() or abs(np.linalg.det(sform[:, :3])) < 1e-9):
         raise UserError(f"{path} has a direction matrix (sform) that cannot be inverted; mend its header")
+    if not complete:
+        raise UserError(f"{path} ends before its last voxel; it is damaged, get it again")
+
+
+def _holds(path: Path, needed: int) -> bool:
+    """Return whether a file, once unpacked, has at least `needed` bytes."""
+    if path.suffix != ".gz":
+        return path.stat().st_size >= needed
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        promised = struct.unpack("<I", file.read(4))[0]  # gzip's own note of the size, modulo 4 GiB
+    if promised == needed % (1 << 32):
+        return True
+    with gzip.open(path) as file:  # several members, or a damaged end: count
+        return sum(len(block) for block in iter(lambda: file.read(1 << 20), b"")) >= needed
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

@@ -1,0 +1,309 @@
+"""What can be read, and what is refused in one clear line."""
+
+import struct
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from engine.errors import UserError
+from engine.imaging.dicom import list_series
+from engine.imaging.intensity import intensity_range, is_empty_air, to_unit
+from engine.imaging.reading import find_studies, read_frames, read_volume
+from engine.imaging.volume import Volume
+
+VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+
+
+def write(path, array=VOXELS, is_vector=False):
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=is_vector), str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nii", "nrrd", "nhdr", "mha", "mhd"])
+def test_volumes_of_every_format_are_read(tmp_path, suffix):
+    assert np.array_equal(read_volume(write(tmp_path / f"a.{suffix}")).voxels, VOXELS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+def test_pictures_of_every_format_are_read(tmp_path, suffix):
+    grey = np.full((6, 8), 90, np.uint8)
+    assert read_volume(write(tmp_path / f"g.{suffix}", grey)).shape == (1, 6, 8)
+    colour = np.full((6, 8, 3), 90, np.uint8)
+    assert read_volume(write(tmp_path / f"c.{suffix}", colour, True)).voxels.shape == (1, 6, 8, 3)
+
+
+def test_transparency_is_dropped_and_deep_colours_become_8_bit(tmp_path):
+    rgba = np.full((6, 8, 4), 90, np.uint8)
+    assert read_volume(write(tmp_path / "a.png", rgba, True)).voxels.shape == (1, 6, 8, 3)
+    deep = np.full((6, 8, 3), 257 * 90, np.uint16)
+    voxels = read_volume(write(tmp_path / "b.png", deep, True)).voxels
+    assert voxels.dtype == np.uint8 and (voxels == 90).all()
+
+
+def test_a_4d_file_asks_which_frame(tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.stack([VOXELS, VOXELS + 100]).astype(np.float32))
+    with pytest.raises(UserError, match=r"has 2 frames; choose one with --frame 0 … 1, or --frame all"):
+        read_volume(path)
+    assert read_volume(path, frame=1).voxels.min() == 100
+    assert len(read_frames(path)) == 2
+    with pytest.raises(UserError, match="no frame 2"):
+        read_volume(path, frame=2)
+
+
+@pytest.mark.parametrize(
+    ("offset", "values", "message"),
+    [
+        (80, (0.0,), "spacing"),
+        (84, (np.nan,), "spacing"),
+        (280, (0.0,) * 4, "cannot be inverted"),
+        (280, (np.nan,), "cannot be inverted"),
+    ],
+)
+def test_a_nifti_header_that_would_be_silently_mended_is_refused(tmp_path, offset, values, message):
+    path = write(tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    struct.pack_into(f"<{len(values)}f", content, offset, *values)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "old", "new"),
+    [
+        ("nrrd", b"(1,0,0)", b"(0,0,0)"),
+        ("nrrd", b"(0,1,0)", b"(1,0,0)"),
+        ("mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 0 1 1"),
+        ("mha", b"TransformMatrix = 1 0 0 0 1 0", b"TransformMatrix = 1 0 0 1 0 0"),
+    ],
+)
+def test_zero_spacing_and_singular_directions_are_refused(tmp_path, suffix, old, new):
+    path = write(tmp_path / f"a.{suffix}")
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(UserError, match=r"spacing|cannot be inverted"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_voxels_that_are_no_numbers_are_refused(tmp_path, bad):
+    array = VOXELS.astype(np.float32)
+    array[0, 0, 0] = bad
+    with pytest.raises(UserError, match=r"a\.nrrd has 1 voxels that are NaN or infinite"):
+        read_volume(write(tmp_path / "a.nrrd", array))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.png", "a.dcm", "a.nii", "a.mha", "a.txt"])
+def test_unreadable_and_missing_files_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="does not exist"):
+        read_volume(tmp_path / name)
+    (tmp_path / name).write_bytes(b"this is not an image" * 40)
+    with pytest.raises(UserError, match=name):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nii", "nrrd", "mha", "png"])
+@pytest.mark.parametrize("kept", [0.4, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 30) if suffix == "png" else (9, 30, 30)).astype(np.uint8)
+    path = write(tmp_path / f"a.{suffix}", noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=rf"a\.{suffix}"):
+        read_volume(path)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(UserError, match="holds no DICOM images"):
+        read_volume(tmp_path)
+    with pytest.raises(UserError, match="holds no images"):
+        find_studies(tmp_path)
+
+
+def test_the_studies_of_a_folder_are_its_images_and_its_dicom_folders(tmp_path):
+    write(tmp_path / "a.nii.gz")
+    write(tmp_path / "b.seg.nrrd")
+    (tmp_path / "sub").mkdir()
+    write_series(tmp_path / "sub")
+    write(tmp_path / ".hidden.png", np.zeros((4, 4), np.uint8))
+    assert find_studies(tmp_path) == [tmp_path / "a.nii.gz", tmp_path / "sub"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spacing_mm": (1, 0, 1)},
+        {"spacing_mm": (1, -1, 1)},
+        {"direction": (1, 0, 0, 1, 0, 0, 0, 0, 1)},
+        {"origin_mm": (np.nan, 0, 0)},
+        {"voxels": np.zeros((3, 4))},
+        {"voxels": np.zeros((0, 4, 4))},
+        {"voxels": np.zeros((3, 4, 4), complex)},
+    ],
+)
+def test_an_invalid_volume_cannot_be_built(change):
+    with pytest.raises(UserError):
+        Volume(**({"voxels": VOXELS} | change))
+
+
+# DICOM
+
+
+def write_series(folder, positions=(0, 2, 4, 6), uid=None, number=1, description="Thorax", **attributes):
+    """Write slices whose voxels are their position in mm, with file names in another order."""
+    uid = uid or generate_uid()
+    for index, position in enumerate(positions):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.SeriesNumber, slice_.SeriesDescription = uid, number, description
+        slice_.StudyInstanceUID, slice_.Modality, slice_.PatientName = uid, "CT", "Secret^Name"
+        slice_.Rows, slice_.Columns, slice_.PixelSpacing = 6, 5, [0.5, 0.25]
+        slice_.ImagePositionPatient = [10, 20, position]
+        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.RescaleSlope, slice_.RescaleIntercept = 2, -1000
+        slice_.WindowCenter, slice_.WindowWidth = [40, 300], [400, 1500]
+        for key, value in attributes.items():
+            setattr(slice_, key, value[index] if isinstance(value, list) and key.startswith("Image") else value)
+        slice_.PixelData = np.full((6, 5), round(position), np.int16).tobytes()
+        slice_.save_as(folder / f"{hash((uid, index)) % 10**6}.dcm", enforce_file_format=True)
+    return uid
+
+
+def test_a_series_is_sorted_by_position_and_rescaled_once(tmp_path):
+    write_series(tmp_path, (4, 0, 6, 2))
+    volume = read_volume(tmp_path)
+    assert volume.voxels[:, 0, 0].tolist() == [-1000, -996, -992, -988]
+    assert volume.spacing_mm == (0.25, 0.5, 2.0)
+    assert volume.origin_mm == (10, 20, 0)
+    assert (volume.modality, volume.window, volume.name) == ("CT", (40, 400), "Thorax")
+
+
+def test_several_series_are_listed_and_chosen(tmp_path):
+    first = write_series(tmp_path, number=1, description="Thorax")
+    write_series(tmp_path, (0, 1), number=2, description="Liver venous")
+    with pytest.raises(UserError, match=r"--series .*1: Thorax \(CT, 5×6, 4 files\).*2: Liver venous"):
+        read_volume(tmp_path)
+    assert len(list_series(tmp_path)) == 2
+    assert [read_volume(tmp_path, series=s).shape[0] for s in ("2", "venous", first)] == [2, 2, 4]
+    with pytest.raises(UserError, match="no series '9'"):
+        read_volume(tmp_path, series="9")
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [((0, 2, 6, 8), r"uneven slices: 4\.00 mm lie between"), ((0, 2, 2, 4), "two slices at 2.00 mm")],
+)
+def test_missing_and_doubled_slices_are_refused(tmp_path, positions, message):
+    write_series(tmp_path, positions)
+    with pytest.raises(UserError, match=message):
+        read_volume(tmp_path)
+
+
+def test_a_tilted_gantry_is_refused(tmp_path):
+    write_series(tmp_path, (0, 2, 4), ImagePositionPatient=[[0, 0, 0], [0, 1, 2], [0, 2, 4]])
+    with pytest.raises(UserError, match="tilted gantry"):
+        read_volume(tmp_path)
+
+
+def test_mixed_orientations_are_refused(tmp_path):
+    across, along = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
+    write_series(tmp_path, (0, 2, 4), ImageOrientationPatient=[across, across, along])
+    with pytest.raises(UserError, match="different orientations"):
+        read_volume(tmp_path)
+
+
+def test_no_message_and_no_name_carries_the_patients_name(tmp_path):
+    write_series(tmp_path, (0, 2, 6))
+    with pytest.raises(UserError) as error:
+        read_volume(tmp_path)
+    assert "Secret" not in str(error.value)
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    write_series(tmp_path, (0, 2, 4), PhotometricInterpretation="MONOCHROME1")
+    volume = read_volume(tmp_path)
+    assert volume.voxels[0, 0, 0] > volume.voxels[-1, 0, 0]
+    assert volume.window is None
+
+
+def test_a_single_file_is_a_volume_of_one_slice(tmp_path):
+    write_series(tmp_path, (6,))
+    volume = read_volume(next(tmp_path.iterdir()))
+    assert volume.shape == (1, 6, 5) and volume.origin_mm == (10, 20, 6)
+
+
+def test_a_compressed_series_is_read_in_place(shared_data):
+    volume = read_volume(shared_data / "abdomen_ct" / "jpeg2000_dicom_series")
+    assert volume.shape == (20, 512, 512) and volume.spacing_mm[2] == 2.0
+    assert volume.voxels.min() >= -1024 - 1 and volume.voxels.max() > 500
+
+
+def test_odd_dicom_files_are_read_or_refused_but_never_crash(shared_data):
+    files = sorted((shared_data / "dicom").rglob("*.dcm"))
+    read = []
+    for path in files:
+        try:
+            read.append(read_frames(path)[0])
+        except UserError as error:
+            assert path.name in str(error)
+    assert len(read) >= len(files) - 3
+    assert all(pydicom.config is not None and volume.shape[1] > 1 for volume in read)
+
+
+# Intensities
+
+
+@pytest.mark.parametrize(
+    ("volume", "window", "expected"),
+    [
+        (Volume(VOXELS), "10,20", (0, 20)),
+        (Volume(VOXELS), "full", (0, 59)),
+        (Volume(VOXELS), "lung", (-1350, 150)),
+        (Volume(VOXELS, window=(30, 10)), "auto", (25, 35)),
+        (Volume(VOXELS, window=(30, 10), modality="CT"), "auto", (-160, 240)),
+        (Volume(VOXELS, window=(30, 10), modality="CT"), "file", (25, 35)),
+        (Volume(VOXELS - 1000), "auto", (-160, 240)),
+        (Volume(VOXELS - 1000, modality="MR"), "auto", tuple(np.percentile(np.arange(1, 60), (0.5, 99.5)) - 1000)),
+        (Volume(VOXELS.astype(np.uint8), flat=True), "auto", (0, 255)),
+    ],
+)
+def test_windows(volume, window, expected):
+    assert intensity_range(volume, window) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ("luung", "there are auto, full"),
+        ("1,2,3", "unknown"),
+        ("40,0", "no positive width"),
+        ("nan,1", "no positive"),
+        ("file", "no window"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(window, message):
+    with pytest.raises(UserError, match=message):
+        intensity_range(Volume(VOXELS), window)
+
+
+def test_a_volume_of_one_value_is_refused():
+    with pytest.raises(UserError, match="every voxel of volume is 7; there is nothing to segment"):
+        intensity_range(Volume(np.full((2, 3, 4), 7)))
+
+
+def test_intensities_are_mapped_and_clipped():
+    assert to_unit(np.array([-5, 0, 5, 10, 99]), 0, 10).tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_slices_that_show_one_value_in_the_window_are_air():
+    stack = np.stack([np.full((3, 3), -1000), np.linspace(-1000, -900, 9).reshape(3, 3), VOXELS[0, :3, :3]])
+    assert is_empty_air(stack, -160, 240).tolist() == [True, True, False]
