@@ -17,7 +17,7 @@ from engine.model.methods import METHODS, build_adapter
 from engine.prompts import MAXIMUM_TOKENS
 from engine.vocabulary import train_tokenizer
 
-SIDE = 32
+SIDE = 64
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,7 +38,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """A CLIPSeg of four narrow layers for squares of 32 pixels, as a base folder."""
+    """A CLIPSeg of four narrow layers for squares of 64 pixels, as a base folder."""
     return make_base(tmp_path_factory.mktemp("bases") / "tiny", seed=0)
 
 
@@ -57,7 +57,7 @@ def tiny_adapter(tmp_path, tiny_base) -> Path:
 def make_base(folder: Path, seed: int) -> Path:
     tokenizer = train_tokenizer(["polyp", "brain", "left lung", "right lung", "bright ball"], 300)
     config = CLIPSegConfig(
-        vision_config={"image_size": SIDE, "patch_size": 8, **_widths(32)},
+        vision_config={"image_size": SIDE, "patch_size": 16, **_widths(32)},
         text_config={
             "vocab_size": len(tokenizer),
             "max_position_embeddings": MAXIMUM_TOKENS,

@@ -37,6 +37,9 @@ class EncodingCache:
         while len(self._entries) > 1 and self.nbytes > self._limit_bytes:
             self._entries.popitem(last=False)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     @property
     def nbytes(self) -> int:
         return sum(maps.nbytes for maps in self._entries.values())

@@ -1,6 +1,7 @@
-"""What the commands share: exit codes and progress bars."""
+"""What the commands share: exit codes and progress."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from rich.progress import (
 from engine.errors import Cancelled, UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+LOG_EVERY_SECONDS = 10.0
 
 
 def run(main: Callable[[], None]) -> None:
@@ -34,7 +36,8 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show done / total, the time gone and the time left on standard error.
+    """Show done / total, the time gone and the time left on standard error: a bar on a terminal, otherwise a
+    line at the start and then every ten seconds.
 
     Yields:
         update(done=None, **fields): say how much is done, or that one more is; the fields `description`,
@@ -48,10 +51,19 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, note="")
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task_id = progress.add_task(description, total=total, note="")
+        next_line = 0.0
 
         def update(done: int | None = None, **fields: object) -> None:
-            progress.update(task, completed=done, advance=1 if done is None else None, **fields)
+            nonlocal next_line
+            progress.update(task_id, completed=done, advance=1 if done is None else None, **fields)
+            if not console.is_terminal and time.monotonic() >= next_line:
+                task = progress.tasks[0]
+                print(
+                    f"{task.description} {task.completed:g} / {task.total:g} {task.fields['note']}", file=sys.stderr
+                )
+                next_line = time.monotonic() + LOG_EVERY_SECONDS
 
         yield update

@@ -42,7 +42,7 @@ def tokenizer(tiny_base):
 @pytest.fixture
 def inputs(tokenizer):
     torch.manual_seed(5)
-    return torch.randn(3, 3, 32, 32), encode_prompts(tokenizer, ["polyp", "the left lung of a brain", "ball"])
+    return torch.randn(3, 3, 64, 64), encode_prompts(tokenizer, ["polyp", "the left lung of a brain", "ball"])
 
 
 @pytest.mark.parametrize("legacy_end_of_text", [False, True])

@@ -1,0 +1,219 @@
+"""The main job as a library: encode once, ask many times."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIDE, ball, make_adapter
+
+from engine.bases import open_base
+from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
+from engine.errors import Cancelled, UserError
+from engine.imaging.intensity import intensity_range
+from engine.imaging.planes import PLANES, orient
+from engine.imaging.volume import Volume
+from engine.pixels import to_pixel_values
+from engine.prompts import encode_prompts
+from engine.segmenter import Segmenter
+
+SHAPE = (6, 20, 24)
+
+
+@pytest.fixture
+def volume() -> Volume:
+    voxels = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
+    voxels[ball(SHAPE, (3, 10, 12), 4)] += 200
+    voxels[0] = voxels.min()  # a slice of empty air
+    return Volume(voxels, (1, 1, 2), (5, 6, 7), (-1, 0, 0, 0, -1, 0, 0, 0, 1), name="test")
+
+
+@pytest.fixture
+def segmenter(tiny_base) -> Segmenter:
+    return Segmenter(base=str(tiny_base), device="cpu", precision="fp32")
+
+
+def test_without_an_adapter_the_probabilities_are_hugging_faces(segmenter, volume, tiny_base):
+    segmenter.set_volume(volume, plane="axial", window="percentiles")
+    ours = segmenter.segment("brain").probability
+
+    base = open_base(str(tiny_base))
+    low, high = intensity_range(volume, "percentiles")
+    stack = orient(volume.voxels, volume, "axial")
+    unit = ((torch.from_numpy(stack.copy()) - low) / (high - low)).clamp(0, 1)
+    tokens = encode_prompts(base.load_tokenizer(), ["brain"])
+    for position in range(1, SHAPE[0]):
+        pixel_values = to_pixel_values(unit[position : position + 1], SIDE, base.mean, base.std)
+        with torch.no_grad():
+            logits = base.load_network()(pixel_values=pixel_values, input_ids=tokens).logits.view(1, 1, SIDE, SIDE)
+        plain = torch.nn.functional.interpolate(logits, SHAPE[1:], mode="bilinear").sigmoid()[0, 0]
+        seen = orient(ours, volume, "axial")[position]
+        np.testing.assert_allclose(seen, plain.numpy(), atol=1e-3)
+
+
+def test_a_volume_is_encoded_once_for_all_its_prompts(segmenter, volume, monkeypatch):
+    encoded = []
+    encode = segmenter.model.encode_images
+    monkeypatch.setattr(segmenter.model, "encode_images", lambda p: encoded.append(len(p)) or encode(p))
+    segmenter.set_volume(volume)
+    first = segmenter.segment("brain")
+    segmenter.segment("left lung")
+    segmenter.set_volume(volume)
+    again = segmenter.segment("brain")
+    assert sum(encoded) == SHAPE[0] - 1  # all but the slice of air
+    assert np.array_equal(first.probability, again.probability)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"spacing_mm": (1, 1, 3)}, {"origin_mm": (0, 0, 0)}, {"direction": tuple(np.eye(3).ravel())}, {"voxels": -1}],
+)
+def test_another_volume_is_encoded_anew(segmenter, volume, change):
+    segmenter.set_volume(volume, plane="axial", window="percentiles")
+    fields = vars(volume) | change
+    if "voxels" in change:
+        fields["voxels"] = volume.voxels + 1
+    segmenter.set_volume(Volume(**fields), plane="axial", window="percentiles")
+    assert len(segmenter._cache) == 2
+
+
+@pytest.mark.parametrize("settings", [{"plane": "coronal"}, {"window": "full"}])
+def test_another_plane_or_window_is_encoded_anew(segmenter, volume, settings):
+    segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"}))
+    segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"} | settings))
+    assert len(segmenter._cache) == 2
+
+
+def test_the_cache_takes_no_more_than_half_precision_maps(segmenter, volume):
+    segmenter.set_volume(volume)
+    tokens, reduce_dim, depth = (SIDE // 16) ** 2 + 1, 16, 3
+    assert segmenter._cache.nbytes == (SHAPE[0] - 1) * tokens * reduce_dim * depth * 2
+
+
+def test_a_threshold_moves_without_the_model(segmenter, volume):
+    segmenter.set_volume(volume)
+    result = segmenter.segment("brain")
+    segmenter.model = None
+    thresholds = np.quantile(result.probability[1:].astype(float), [0.2, 0.5, 0.8])
+    sizes = [np.sum(result.probability >= np.float16(t)) for t in thresholds]
+    found = type(result)(**{**vars(result), "presence_threshold": 0.0})
+    assert [found.mask(t).sum() for t in thresholds] == sizes
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+def test_air_has_no_probability(segmenter, volume):
+    segmenter.set_volume(volume, plane="axial")
+    probability = segmenter.segment("brain").probability
+    assert (probability[0] == 0).all() and (probability[1:] > 0).all()
+
+
+def test_all_planes_are_the_mean_of_the_three(segmenter, volume):
+    single = []
+    for plane in PLANES:
+        segmenter.set_volume(volume, plane=plane)
+        single.append(segmenter.segment("brain").probability.astype(np.float32))
+    segmenter.set_volume(volume, plane="all")
+    np.testing.assert_allclose(segmenter.segment("brain").probability, np.mean(single, axis=0), atol=1e-3)
+
+
+def test_the_batch_size_does_not_change_the_result(tiny_base, volume):
+    results = []
+    for batch_size in (1, 4):
+        segmenter = Segmenter(base=str(tiny_base), device="cpu", precision="fp32", batch_size=batch_size)
+        segmenter.set_volume(volume)
+        results.append(segmenter.segment("brain"))
+    np.testing.assert_allclose(results[0].probability, results[1].probability, atol=1e-3)
+    assert results[0].presence == pytest.approx(results[1].presence, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["shallow", "dense"])
+def test_an_adapter_changes_the_result_and_gives_its_defaults(tmp_path, tiny_base, segmenter, volume, method):
+    folder = make_adapter(tmp_path / "a", tiny_base, method, plane="coronal", threshold=0.3, window="full")
+    adapted = Segmenter(str(folder), device="cpu", precision="fp32")
+    adapted.set_volume(volume)
+    segmenter.set_volume(volume, plane="coronal", window="full")
+    ours, plain = adapted.segment("brain"), segmenter.segment("brain")
+    assert ours.threshold == 0.3 and plain.threshold == 0.5
+    assert not np.allclose(ours.probability, plain.probability, atol=1e-3)
+
+
+def test_progress_reaches_the_total(segmenter, volume):
+    seen = []
+    segmenter.set_volume(volume, on_progress=lambda done, total: seen.append((done, total)))
+    segmenter.segment("brain", on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (SHAPE[0] - 1, SHAPE[0] - 1)
+    assert all(done <= total for done, total in seen)
+
+
+def test_cancelling_keeps_the_volume_that_was_set_before(segmenter, volume):
+    def cancel(done, total):
+        raise Cancelled
+
+    segmenter.set_volume(volume)
+    before = segmenter.segment("brain")
+    with pytest.raises(Cancelled):
+        segmenter.set_volume(volume, window="full", on_progress=cancel)
+    assert np.array_equal(segmenter.segment("brain").probability, before.probability)
+
+
+def test_what_is_not_present_has_an_empty_mask(segmenter, volume):
+    segmenter.set_volume(volume)
+    result = segmenter.segment("brain")
+    assert 0 < result.presence < 1
+    absent = type(result)(**{**vars(result), "presence_threshold": result.presence + 0.01})
+    assert not absent.found and not absent.mask(0.0).any()
+
+
+def test_a_picture_is_segmented_in_colour(segmenter):
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 30, 40, 3)).astype(np.uint8)
+    segmenter.set_volume(Volume(pixels, flat=True))
+    assert segmenter.segment("polyp").probability.shape == (1, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, v: s.segment("brain"), "call set_volume first"),
+        (lambda s, v: (s.set_volume(v), s.segment("  ")), "an empty prompt"),
+        (lambda s, v: (s.set_volume(v), s.segment("left lung " * 50)), "tokens and the base reads at most 77"),
+        (lambda s, v: (s.set_volume(v), s.segment("brain", threshold=1.5)), "between 0 and 1"),
+        (lambda s, v: s.set_volume(Volume(np.full((2, 3, 4), 7))), "nothing to segment"),
+        (lambda s, v: s.set_volume(v, plane="flat"), "unknown plane"),
+    ],
+)
+def test_bad_requests_are_refused(segmenter, volume, call, message):
+    with pytest.raises(UserError, match=message):
+        call(segmenter, volume)
+
+
+def test_batches_halve_when_memory_runs_out():
+    sizes, covered = [], []
+
+    def run(part):
+        sizes.append(part.stop - part.start)
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError
+        covered.extend(range(part.start, part.stop))
+
+    assert in_batches(run, 10, 8) == 2
+    assert covered == list(range(10))
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError()), 3, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: choose_device("tpu"),
+        lambda: choose_dtype("int4", torch.device("cpu")),
+        lambda: choose_batch_size("0", 1, torch.device("cpu")),
+    ],
+)
+def test_unknown_devices_precisions_and_batch_sizes_are_refused(call):
+    with pytest.raises(UserError):
+        call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no cuda device"):
+        choose_device("cuda")
