@@ -43,6 +43,7 @@ def _segment_one(options: argparse.Namespace) -> None:
         options.output,
         report=_named(options.report, options.output.with_name(f"{stem}.json")),
         preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
+        masks=_named(options.masks, options.output.with_name(f"{stem}.nii.gz")),
         probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
     )
     request = _request(options)
@@ -54,7 +55,7 @@ def _segment_one(options: argparse.Namespace) -> None:
 
 
 def _segment_many(options: argparse.Namespace) -> None:
-    for name in ("report", "preview", "probability"):
+    for name in ("report", "preview", "masks", "probability"):
         if getattr(options, name) not in (None, BESIDE):
             raise UserError(f"with an output folder, --{name} takes no file name; each study gets its own")
     studies = _named_studies(options.input)
@@ -131,6 +132,7 @@ def _outputs_in(options: argparse.Namespace, name: str) -> Outputs:
         folder / f"{name}{options.format}",
         report=folder / f"{name}.json",
         preview=folder / f"{name}.png" if options.preview else None,
+        masks=folder / f"{name}.nii.gz" if options.masks else None,
         probability=folder / f"{name}_probability.nii.gz" if options.probability else None,
     )
 

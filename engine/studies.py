@@ -55,25 +55,28 @@ class Outputs:
     """The files of one study; None for those that are not wanted.
 
     Attributes:
-        probability: the name from which one file a prompt is made: "p.nii.gz" becomes "p_brain.nii.gz".
+        masks, probability: names from which one file a prompt is made: "m.nii.gz" becomes "m_brain.nii.gz".
     """
 
     segments: Path
     report: Path | None = None
     preview: Path | None = None
+    masks: Path | None = None
     probability: Path | None = None
 
     def paths(self, prompts: tuple[str, ...]) -> list[Path]:
-        named = [self.segments, self.report, self.preview]
-        return [path for path in named if path] + list(self.probabilities(prompts).values())
+        """Return all files that will be written."""
+        single = [path for path in (self.segments, self.report, self.preview) if path]
+        return [*single, *per_prompt(self.masks, prompts), *per_prompt(self.probability, prompts)]
 
-    def probabilities(self, prompts: tuple[str, ...]) -> dict[str, Path]:
-        """Return the probability file of each prompt."""
-        if self.probability is None:
-            return {}
-        suffix = output_suffix(self.probability)
-        stem = self.probability.name[: -len(suffix)]
-        return {p: self.probability.with_name(f"{stem}_{_file_name(p)}{suffix}") for p in prompts}
+
+def per_prompt(path: Path | None, prompts: tuple[str, ...]) -> list[Path]:
+    """Return one file name a prompt, such as "m_left-lung.nii.gz" from "m.nii.gz"; none for no path."""
+    if path is None:
+        return []
+    suffix = output_suffix(path)
+    stem = path.name[: -len(suffix)]
+    return [path.with_name(f"{stem}_{_file_name(prompt)}{suffix}") for prompt in prompts]
 
 
 def check_request(request: Request, outputs: Outputs, overwrite: bool) -> None:
@@ -168,7 +171,9 @@ def is_done(outputs: Outputs, segmenter: Segmenter, request: Request) -> bool:
 def _write(outputs: Outputs, volume: Volume, segments, results, report: dict, request: Request) -> None:
     """Write everything, the report last: where it is, the study is complete."""
     write_segments(outputs.segments, segments, volume)
-    for result, path in zip(results, outputs.probabilities(request.prompts).values(), strict=False):
+    for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
+        write_segments(path, [segment], volume)
+    for result, path in zip(results, per_prompt(outputs.probability, request.prompts), strict=False):
         write_probability(path, result.probability, volume)
     if outputs.preview:
         captions = [describe(row) for row in report["results"]]

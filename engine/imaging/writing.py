@@ -88,13 +88,17 @@ def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> No
 
 
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:
+    """Write, and read back what was written: some formats are cut off silently where the disk is full."""
     image = image_from_volume(volume.with_voxels(voxels))
     if picture and image.GetDimension() == 3:
         image = image[:, :, 0]
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-    except RuntimeError as error:
-        raise UserError(f"{path.parent} cannot be written to; the disk may be full") from error
+        complete = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).squeeze(), voxels.squeeze())
+    except RuntimeError:
+        complete = False
+    if not complete:
+        raise UserError(f"the file could not be written whole to {path.parent}; the disk may be full")
 
 
 def _labels(segments: Sequence[Segment], values: Sequence[int], volume: Volume) -> np.ndarray:

@@ -1,0 +1,29 @@
+# make demo   set up, segment a real head by text prompts, leave a segmentation and a picture in demo/
+# make test   set up, check the style, run the tests
+# make clean  remove what these made
+
+PYTHON ?= python3
+# On Linux without an NVIDIA GPU, plain `torch` may bring several GB of CUDA; TORCH chooses another build.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	$(BIN)/python -m engine.demo -o demo
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf .venv demo .pytest_cache .ruff_cache .hypothesis *.egg-info
