@@ -77,7 +77,7 @@ def _print_table(report: dict, scores: dict[str, float]) -> None:
         table.add_row(row["prompt"], volume, f"{row['presence']:.2f}", score, f"{row['seconds']:.1f}")
     Console().print(table)
     print(
-        f"{report['seconds_encoding']:.1f} s to encode the scan once, on {report['device']} in {report['precision']}"
+        f"{report['seconds_encoding']:.1f} s to encode the scan, on {report['device']} in {report['precision']}"
     )
 
 

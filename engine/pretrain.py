@@ -35,6 +35,8 @@ def main() -> None:
     started = time.time()
     sets = open_sources(recipe, options.data, "train")
     network, tokenizer = build(recipe, sets)
+    if options.device == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
+        network.set_attn_implementation("eager")
     model = CLIPSeg(network, freeze=False).to(options.device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(tokenizer)} tokens")
     with progress_bar("pretraining", sum(stage["steps"] for stage in recipe.stages)) as update:

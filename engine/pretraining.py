@@ -66,6 +66,8 @@ class Step:
 def open_sources(recipe: Recipe, roots: Sequence[Path], split: str) -> list[DataSet]:
     """Open the recipe's data sets, each in the first of `roots` that holds it.
 
+    Volumes are sliced in the source's planes for training, and in the axial one for validation and test.
+
     Raises:
         UserError: none of the roots holds a data set.
     """
@@ -74,7 +76,8 @@ def open_sources(recipe: Recipe, roots: Sequence[Path], split: str) -> list[Data
         folder = next((root / source["folder"] for root in roots if (root / source["folder"]).is_dir()), None)
         if folder is None:
             raise UserError(f"the data set {source['folder']} is in none of {', '.join(map(str, roots))}")
-        sets.append(open_data_set(folder, split, tuple(source.get("planes", ("axial",)))))
+        planes = source.get("planes", ["axial"]) if split == "train" else ["axial"]
+        sets.append(open_data_set(folder, split, tuple(planes)))
     return sets
 
 
@@ -131,8 +134,7 @@ def pretrain(
         sets: the training sets, one for each source of the recipe.
         checkpoint: a safetensors file that keeps weights, optimiser and place; with `resume`, where to go on.
     """
-    names = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(names.values(), weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
     loss_of = SegmentationLoss()
     done = _load_checkpoint(checkpoint, model, optimizer) if resume and checkpoint.is_file() else 0
     for index, stage in enumerate(Stage(**values) for values in recipe.stages):
