@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from transformers import CLIPSegConfig
 
@@ -52,6 +53,46 @@ def other_base(tmp_path_factory) -> Path:
 def tiny_adapter(tmp_path, tiny_base) -> Path:
     """A dense adapter bundle for the tiny base, with random weights."""
     return make_adapter(tmp_path / "adapter", tiny_base)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Four pictures of 40 × 50 pixels with a bright disc, in the MedVLSM layout."""
+    folder = tmp_path / "discs"
+    for part in ("images", "masks", "anns"):
+        (folder / part).mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        disc = ball((1, 40, 50), (0, 12 + 4 * number, 15 + 5 * number), 8)[0]
+        picture = np.random.default_rng(number).integers(0, 60, (40, 50, 3)).astype(np.uint8)
+        picture[disc] = (220, 200, 180)
+        sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), folder / "images" / f"{number}.png")
+        sitk.WriteImage(sitk.GetImageFromArray(disc.astype(np.uint8) * 255), folder / "masks" / f"{number}.jpg")
+        prompts = {"p0": "", "p1": ["disc"], "p2": ["bright disc", "round thing"]}
+        rows.append({"img_name": f"{number}.png", "mask_name": f"{number}.jpg", "prompts": prompts})
+    for split, chosen in {"train": rows[:2], "val": rows[2:3], "test": rows[3:]}.items():
+        (folder / "anns" / f"{split}.json").write_text(json.dumps(chosen))
+    return folder
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Ten volumes with a ball and a cube in it, in the Decathlon layout; some slices are empty."""
+    folder = tmp_path / "balls"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    rows = []
+    for number in range(10):
+        labels = np.zeros((12, 16, 20), np.uint8)
+        labels[ball(labels.shape, (6, 8, 6), 3)] = 1
+        labels[5:7, 4:8, 14:18] = 2
+        image = sitk.GetImageFromArray(labels * 50 + np.random.default_rng(number).integers(0, 9, labels.shape))
+        for part, kind in (("imagesTr", image), ("labelsTr", sitk.GetImageFromArray(labels))):
+            sitk.WriteImage(sitk.Cast(kind, sitk.sitkInt16), folder / part / f"{number}.nii.gz")
+        rows.append({"image": f"./imagesTr/{number}.nii.gz", "label": f"./labelsTr/{number}.nii.gz"})
+    description = {"labels": {"0": "background", "1": "ball", "2": "cube"}, "training": rows}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
 
 
 def make_base(folder: Path, seed: int) -> Path:
@@ -103,6 +144,11 @@ def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius
     """Return a bool ball in array order (z, y, x)."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     return np.linalg.norm(grid - np.array(center), axis=-1) <= radius
+
+
+def files(folder: Path) -> set[str]:
+    """Return the names of the files in a folder."""
+    return {path.name for path in folder.iterdir() if path.is_file()}
 
 
 def _widths(size: int) -> dict:

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
 from engine.files import replacing, sha256_of
@@ -53,6 +54,7 @@ class Base:
 
     def load_network(self) -> CLIPSegForImageSegmentation:
         """Load the weights in fp32, ready for inference."""
+        transformers_logging.disable_progress_bar()  # it would only flash by
         network = CLIPSegForImageSegmentation.from_pretrained(
             self.folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
         )

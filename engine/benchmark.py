@@ -18,7 +18,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from engine.bases import Base
 from engine.cli import run
-from engine.devices import DEVICES, PRECISIONS
+from engine.devices import DEVICES, PRECISIONS, cpu_capabilities
 from engine.imaging.intensity import intensity_range
 from engine.imaging.volume import Volume
 from engine.model.initialise import new_network
@@ -138,7 +138,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of the GPU or the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
 
 
 def _timed(seconds: list[float], work: Callable, device: torch.device):

@@ -153,11 +153,6 @@ class VolumeSet:
         return read_volume(self._pairs[index][1])
 
 
-def volumes_of_split(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """Return the (image, label map) files of a Decathlon folder's split (see `open_data_set`)."""
-    return _pairs_of_split(folder, _read_json(folder / "dataset.json"), split)
-
-
 def _pairs_of_split(folder: Path, description: dict, split: str) -> list[tuple[Path, Path]]:
     """Volumes for validation are taken from the training list, spread evenly, when none are named."""
     training = description["training"]

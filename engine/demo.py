@@ -76,9 +76,7 @@ def _print_table(report: dict, scores: dict[str, float]) -> None:
         score = f"{scores[row['prompt']]:.3f}" if row["prompt"] in scores else ""
         table.add_row(row["prompt"], volume, f"{row['presence']:.2f}", score, f"{row['seconds']:.1f}")
     Console().print(table)
-    print(
-        f"{report['seconds_encoding']:.1f} s to encode the scan, on {report['device']} in {report['precision']}"
-    )
+    print(f"{report['seconds_encoding']:.1f} s to encode the scan, on {report['device']} in {report['precision']}")
 
 
 if __name__ == "__main__":

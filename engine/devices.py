@@ -44,8 +44,13 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "mps":
         return torch.float16
-    native = torch.cpu.get_capabilities()
+    native = cpu_capabilities()
     return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
+
+
+def cpu_capabilities() -> dict:
+    """Return what PyTorch knows of this CPU (cpu_name, avx512_bf16, …); nothing where it is too old to say."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def choose_batch_size(wanted: str | int, bytes_per_slice: int, device: torch.device) -> int:

@@ -6,8 +6,10 @@ result = segmenter.segment("cerebellum")
 result.mask(), result.presence, result.volume_ml()
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ DEFAULT_THRESHOLD = 0.5
 PRESENCE_PIXELS = 100
 
 Progress = Callable[[int, int], None]
+Answer = TypeVar("Answer")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +129,11 @@ class Segmenter:
             on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
 
         Raises:
-            UserError: an unknown plane or window, or a volume without contrast.
+            UserError: an unknown plane or window, a volume without contrast, or not enough memory.
         """
+        self._or_on_cpu(lambda: self._set_volume(volume, plane, window, on_progress))
+
+    def _set_volume(self, volume: Volume, plane: str | None, window: str | None, on_progress: Progress) -> None:
         defaults = (self.card.plane, self.card.window) if self.card else ("auto", "auto")
         plane, window = plane or defaults[0], window or defaults[1]
         planes = resolve_planes(volume, plane)
@@ -161,12 +168,16 @@ class Segmenter:
             on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
 
         Raises:
-            UserError: no volume was set, the prompt is empty or too long, or the threshold is not in 0..1.
+            UserError: no volume was set, the prompt is empty or too long, the threshold is not in 0..1, or
+                there is not enough memory.
         """
         if self.volume is None:
             raise UserError("no volume to segment; call set_volume first")
         check_prompts([prompt])
         check_lengths(self.tokenizer, [prompt])
+        return self._or_on_cpu(lambda: self._segment(prompt, self._threshold(threshold), on_progress))
+
+    def _segment(self, prompt: str, threshold: float, on_progress: Progress) -> Result:
         condition = self._encode_prompt(prompt)
         total, done = sum(len(plane.kept) for plane in self._planes), 0
         probability = np.zeros(self.volume.shape, np.float32 if len(self._planes) > 1 else np.float16)
@@ -181,7 +192,7 @@ class Segmenter:
             volume=self.volume,
             probability=probability.astype(np.float16, copy=False),
             presence=float(np.mean([top.mean().item() if len(top) else 0.0 for top in highest])),
-            threshold=self._threshold(threshold),
+            threshold=threshold,
             presence_threshold=self.card.presence_threshold if self.card else DEFAULT_THRESHOLD,
         )
 
@@ -233,6 +244,24 @@ class Segmenter:
 
         in_batches(run, len(plane.kept), self.batch_size)
         return probabilities, highest.sigmoid()
+
+    def _or_on_cpu(self, work: Callable[[], Answer]) -> Answer:
+        """Do some work; where the GPU's memory does not hold even one slice, say so and do it on the CPU."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if self.device.type == "cpu":
+                raise UserError("there is not enough memory to segment even one slice; close programs") from error
+            logger.warning("the memory of %s does not hold even one slice; going on with the CPU", self.device)
+        self._move_to_cpu()
+        return work()
+
+    def _move_to_cpu(self) -> None:
+        self.device = torch.device("cpu")
+        self.model.to(self.device, choose_dtype("auto", self.device))
+        self.batch_size = choose_batch_size("auto", self._bytes_per_slice(), self.device)
+        self._planes = [replace(plane, maps=plane.maps.cpu()) for plane in self._planes]
+        self._cache = EncodingCache()
 
     def _bytes_per_slice(self) -> int:
         vision = self.model.vision.config

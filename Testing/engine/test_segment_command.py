@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, ball, make_adapter
+from conftest import ROOT, ball, files, make_adapter
 
 from engine import segment
 from engine.cli import run
@@ -47,10 +47,6 @@ def command(tiny_adapter, monkeypatch, capsys):
         return code, printed.out, printed.err
 
     return call
-
-
-def files(folder) -> set[str]:
-    return {p.name for p in folder.iterdir() if p.is_file()}
 
 
 def test_everything_that_was_asked_for_is_written(command, scan, tmp_path):

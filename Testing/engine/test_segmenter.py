@@ -200,6 +200,38 @@ def test_batches_halve_when_memory_runs_out():
         in_batches(lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError()), 3, 2)
 
 
+def full_on_meta(encode):
+    """An encoder for which the memory of the device "meta" is always full."""
+
+    def encode_images(pixel_values):
+        if pixel_values.is_meta:
+            raise torch.OutOfMemoryError
+        return encode(pixel_values)
+
+    return encode_images
+
+
+def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(segmenter, volume, monkeypatch, caplog):
+    segmenter.set_volume(volume)
+    expected = segmenter.segment("brain").probability
+    other_precision = torch.finfo(torch.bfloat16).eps * 8
+    monkeypatch.setattr(segmenter.model, "encode_images", full_on_meta(segmenter.model.encode_images))
+    segmenter.device, segmenter.batch_size = torch.device("meta"), 4
+    segmenter.set_volume(volume.with_voxels(volume.voxels + 1))
+    assert "going on with the CPU" in caplog.text
+    assert segmenter.device.type == "cpu"
+    np.testing.assert_allclose(segmenter.segment("brain").probability, expected, atol=other_precision)
+
+
+def test_memory_that_does_not_hold_one_slice_on_the_cpu_is_a_clear_error(segmenter, volume, monkeypatch):
+    def encode_images(pixel_values):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(segmenter.model, "encode_images", encode_images)
+    with pytest.raises(UserError, match="not enough memory"):
+        segmenter.set_volume(volume)
+
+
 @pytest.mark.parametrize(
     "call",
     [
