@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def own_models_folder(tmp_path, monkeypatch):
+def own_models_folder(tmp_path):
     """Keep the tests out of the user's models."""
-    monkeypatch.setenv("VLSM_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with own_folder(tmp_path / "models"):
+        yield
+
+
+@contextmanager
+def own_folder(models: Path):
+    """Let the engine look for the user's models in `models`, and nowhere on a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLSM_MODELS", str(models))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="session")
