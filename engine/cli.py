@@ -1,9 +1,11 @@
 """What the commands share: exit codes and progress."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -30,8 +32,23 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except (KeyboardInterrupt, Cancelled):
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _stop()
+
+
+def _stop() -> None:
+    """End the process at once: all was cleaned up on the way here, and unloading PyTorch takes a second more."""
+    print("stopped", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        _stop()
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _uncaught  # Ctrl-C while a command still loads its libraries
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fill-holes", action="store_true", help="fill what a segment encloses")
     add("--min-volume-ml", type=float, default=0.0, help="drop parts that are smaller")
     add("--exclusive", action="store_true", help="give each voxel to its most probable prompt alone")
+    add("--masks", type=Path, nargs="?", const=BESIDE, help="also write one mask file for each prompt (NIfTI)")
     add(
         "--probability", type=Path, nargs="?", const=BESIDE, help="also write probabilities, a file for each prompt"
     )

@@ -120,6 +120,8 @@ def segment_study(
     """
     check_lengths(segmenter.tokenizer, request.prompts)
     check_format(outputs.segments, volume, len(request.prompts), request.exclusive)
+    for path in filter(None, (outputs.masks, outputs.probability)):
+        check_format(path, volume, 1, exclusive=False)
     seconds = {}
     started = time.perf_counter()
     segmenter.set_volume(

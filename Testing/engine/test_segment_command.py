@@ -61,6 +61,7 @@ def test_everything_that_was_asked_for_is_written(command, scan, tmp_path):
         out,
         "--report",
         "--preview",
+        "--masks",
         "--probability",
         "--threshold",
         0.2,
@@ -75,6 +76,9 @@ def test_everything_that_was_asked_for_is_written(command, scan, tmp_path):
         "out_probability_brain.nii.gz",
         "out_probability_left-lung.nii.gz",
         "out_probability_polyp.nii.gz",
+        "out_brain.nii.gz",
+        "out_left-lung.nii.gz",
+        "out_polyp.nii.gz",
     }
     image, source = sitk.ReadImage(out), sitk.ReadImage(scan)
     assert [image.GetMetaData(f"Segment{i}_Name") for i in range(3)] == ["brain", "left lung", "polyp"]
@@ -83,6 +87,8 @@ def test_everything_that_was_asked_for_is_written(command, scan, tmp_path):
     report = json.loads((tmp_path / "out.json").read_text())
     brain = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out_probability_brain.nii.gz"))
     assert report["results"][0]["voxels"] == (brain >= np.float16(0.2)).sum()
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out_brain.nii.gz"))
+    assert np.array_equal(mask > 0, brain >= np.float16(0.2))
     assert report["results"][0]["volume_ml"] == pytest.approx(report["results"][0]["voxels"] * 0.002)
     assert len(report["made_by"]["base"]["sha256"]) == len(report["made_by"]["adapter"]["sha256"]) == 64
     assert report["device"] == "cpu" and report["versions"]["torch"]
@@ -162,6 +168,7 @@ BAD = {
     "overlap in a label map": (["-p", "brain;polyp", "-o", "LABELS"], "add --exclusive"),
     "an unknown suffix": (["-p", "brain", "-o", "WORD"], "no suffix that can be written"),
     "a picture of a volume": (["-p", "brain", "-o", "PICTURE"], "is a picture and"),
+    "masks as pictures of a volume": (["-p", "brain", "--masks", "PICTURE"], "is a picture and"),
     "a missing output folder": (["-p", "brain", "-o", "MISSING"], "does not exist; create it first"),
     "an unknown base": (["-p", "brain", "--base", "maxi"], "no base 'maxi'; there are"),
 }
@@ -243,6 +250,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(scan, tmp_path, tiny_adapter
     assert process.returncode == 2, errors
     assert "error: " in errors and "Traceback" not in errors
     assert files(tmp_path) == before
+
+
+def test_ctrl_c_while_the_libraries_load_is_no_traceback(scan, tmp_path):
+    process = start([scan, "-p", "brain", "-o", tmp_path / "o.seg.nrrd"], tmp_path, before="PYTHONVERBOSE=1")
+    for line in process.stderr:
+        if line.startswith("import 'torch") or line.startswith("import 'numpy"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped" in errors and "Traceback" not in errors
 
 
 def test_ctrl_c_stops_within_a_second_and_leaves_no_file(tmp_path, tiny_adapter):
