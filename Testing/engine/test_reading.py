@@ -188,12 +188,13 @@ def test_a_series_is_sorted_by_position_and_rescaled_once(tmp_path):
 
 
 def test_several_series_are_listed_and_chosen(tmp_path):
-    first = write_series(tmp_path, number=1, description="Thorax")
     write_series(tmp_path, (0, 1), number=2, description="Liver venous")
+    first = write_series(tmp_path, number=1, description="Thorax")
     with pytest.raises(UserError, match=r"--series .*1: Thorax \(CT, 5×6, 4 files\).*2: Liver venous"):
         read_volume(tmp_path)
-    assert len(list_series(tmp_path)) == 2
-    assert [read_volume(tmp_path, series=s).shape[0] for s in ("2", "venous", first)] == [2, 2, 4]
+    write_series(tmp_path, (0, 1, 2), number=10, description="T2 axial")
+    assert [series.number for series in list_series(tmp_path)] == ["1", "2", "10"]
+    assert [read_volume(tmp_path, series=s).shape[0] for s in ("2", "venous", "t2", first)] == [2, 2, 3, 4]
     with pytest.raises(UserError, match="no series '9'"):
         read_volume(tmp_path, series="9")
 

@@ -68,8 +68,9 @@ def is_dicom(path: Path) -> bool:
 
 
 def list_series(folder: Path) -> list[Series]:
-    """Return the series with images in a folder and the folders below it."""
-    return _group(path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
+    """Return the series with images in a folder and the folders below it, by number."""
+    found = _group(path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
+    return sorted(found, key=lambda series: (len(series.number), series.number, series.uid))
 
 
 def read_folder(folder: Path, series: str | None = None) -> list[Volume]:
@@ -84,7 +85,7 @@ def read_folder(folder: Path, series: str | None = None) -> list[Volume]:
     found = list_series(folder)
     if not found:
         raise UserError(f"{folder} holds no DICOM images; name an image file, or a folder with a DICOM series")
-    chosen = [s for s in found if series is None or _is_meant(s, series)]
+    chosen = found if series is None else _meant(found, series)
     if len(chosen) != 1:
         reason = "several series" if chosen else f"no series '{series}'"
         listing = "; ".join(s.title for s in found)
@@ -112,8 +113,9 @@ def _group(files) -> list[Series]:
     return [Series(uid, *map(tuple, zip(*members, strict=True))) for uid, members in groups.items()]
 
 
-def _is_meant(series: Series, wanted: str) -> bool:
-    return wanted in (series.uid, series.number) or wanted.lower() in series.description.lower()
+def _meant(found: list[Series], wanted: str) -> list[Series]:
+    exact = [series for series in found if wanted in (series.uid, series.number)]
+    return exact or [series for series in found if wanted.lower() in series.description.lower()]
 
 
 def _read_series(series: Series, source: Path) -> list[Volume]:
