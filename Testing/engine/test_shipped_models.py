@@ -1,0 +1,55 @@
+"""The models in Resources/Models: small, whole, described, and good for what they are shipped for."""
+
+import json
+import sys
+
+import pytest
+
+from engine import demo
+from engine.bases import SHIPPED_MODELS, open_base
+from engine.bundle import adapter_names, check_base, find_adapter, read_card
+from engine.cli import run
+from engine.model.adapter import BaseShape
+from engine.segmenter import Segmenter
+
+LARGEST_BASE_BYTES = 32e6
+ADAPTERS = [path.parent.name for path in sorted(SHIPPED_MODELS.glob("*/adapter.safetensors"))]
+
+
+def test_the_embedded_base_is_small_and_described():
+    folder = SHIPPED_MODELS / "mini"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST_BASE_BYTES
+    base = open_base("mini")  # checks the weights against the card
+    card = json.loads((folder / "card.json").read_text())
+    assert base.sha256 == card["sha256"]
+    assert card["licence"] == "CC-BY-NC-SA-4.0" and "Research only" in card["intended_use"]
+    assert card["data_sets"] and card["metrics"]
+    assert (folder / "README.md").is_file() and (folder / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_shipped_adapter_loads_and_its_card_says_where_it_is_from(name):
+    card = read_card(find_adapter(name))
+    assert check_base(card, open_base("mini")) is None
+    assert card.licence and card.data_set and card.prompts and card.training
+    assert Segmenter(name, device="cpu").card == card
+
+
+def test_the_adapters_are_listed_and_fit_the_base():
+    assert set(ADAPTERS) <= set(adapter_names()) and "head-t1" in ADAPTERS
+    assert BaseShape.of(open_base("mini").load_network().config).extract_layers == (3, 6, 9)
+
+
+def test_the_demo_segments_a_head_that_no_model_was_trained_on(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nilearn", reason="the demo's scan is in nilearn's wheel")
+    monkeypatch.setattr(sys, "argv", ["engine.demo", "-o", str(tmp_path / "demo"), "--device", "cpu"])
+    run(demo.main)
+    report = json.loads((tmp_path / "demo" / "head.json").read_text())
+    found = {row["prompt"]: row["found"] for row in report["results"]}
+    assert found == {prompt: prompt != "polyp" for prompt in demo.PROMPTS}
+    volumes_ml = {row["prompt"]: row["volume_ml"] for row in report["results"]}
+    assert 1000 < volumes_ml["brain"] < 2300
+    assert volumes_ml["thalamus"] < volumes_ml["cerebellum"] < volumes_ml["white matter"] < volumes_ml["brain"]
+    for name in ("head.seg.nrrd", "head.png", "head_brain.nii.gz"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000
+    assert "polyp" in capsys.readouterr().out
