@@ -66,6 +66,15 @@ def test_without_an_adapter_the_logits_are_hugging_faces(inputs, network, comple
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
+def test_every_kind_of_attention_gives_the_same_logits(network, inputs):
+    results = []
+    for kind in ("sdpa", "eager"):
+        network.set_attn_implementation(kind)
+        with torch.no_grad():
+            results.append(CLIPSeg(network).eval()(*inputs))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+
+
 def test_layers_beyond_the_last_extracted_one_are_dropped(network):
     assert len(network.clip.vision_model.encoder.layers) == 4
     assert len(CLIPSeg(network).vision.encoder.layers) == 3

@@ -62,7 +62,7 @@ class CLIPSeg(nn.Module):
         activations = []
         for index, layer in enumerate(self.vision.encoder.layers):
             features = _encoder_layer(
-                layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp, causal=False
+                layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp
             )
             if index in self.shape.extract_layers:
                 activations.append(self.adapter.activation(len(activations), features))
@@ -81,10 +81,12 @@ class CLIPSeg(nn.Module):
         end = self._end_of_text(input_ids)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         features = self.text.embeddings(input_ids=input_ids[:, : int(end.max()) + 1])
+        causal = torch.full((features.shape[1],) * 2, -torch.inf, dtype=features.dtype, device=features.device)
+        causal = causal.triu(1)[None, None]
         tokens = []
         for index, layer in enumerate(self.text.encoder.layers):
             features = _encoder_layer(
-                layer, features, index, self.adapter.text_attention, self.adapter.text_mlp, causal=True
+                layer, features, index, self.adapter.text_attention, self.adapter.text_mlp, causal
             )
             if index in self.shape.extract_layers:
                 tokens.append(features[rows, end])
@@ -129,8 +131,8 @@ def _encoder_layer(
     index: int,
     after_attention: Callable[[int, Tensor], Tensor],
     after_mlp: Callable[[int, Tensor], Tensor],
-    causal: bool,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
-    attended, _ = layer.self_attn(layer.layer_norm1(features), attention_mask=None, is_causal=causal)
+    attended, _ = layer.self_attn(layer.layer_norm1(features), attention_mask=attention_mask)
     features = features + after_attention(index, attended)
     return features + after_mlp(index, layer.mlp(layer.layer_norm2(features)))
