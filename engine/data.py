@@ -8,6 +8,7 @@ import json
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -46,11 +47,32 @@ class Annotation:
         return self.prompts[0][0]
 
 
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What one prompt should give in a case: `mask` is (z, y, x) bool on the case's own grid."""
+
+    prompts: tuple[tuple[str, ...], ...]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A picture or a whole volume, with all that is labelled in it."""
+
+    name: str
+    volume: Volume
+    truths: list[Truth]
+
+
 class DataSet(Protocol):
-    """What training needs of labelled images."""
+    """What training and evaluation need of labelled images."""
 
     name: str
     annotations: list[Annotation]
+    case_count: int
+
+    def cases(self) -> Iterator[Case]:
+        """Read the pictures or volumes one after another, each with its reference masks."""
 
     def image(self, annotation: Annotation) -> np.ndarray:
         """Return the image as uint8, (height, width) grey or (height, width, 3) RGB."""
@@ -83,14 +105,25 @@ class PictureSet:
     def __init__(self, folder: Path, split: str):
         self.name = folder.name
         self._folder = folder
-        self.annotations = [self._annotation(row) for row in _read_json(folder / "anns" / f"{split}.json")]
+        rows = _read_json(folder / "anns" / f"{split}.json")
+        self.annotations = sorted(map(self._annotation, rows), key=lambda annotation: annotation.case)
 
     def image(self, annotation: Annotation) -> np.ndarray:
         return read_volume(self._folder / "images" / str(annotation.image)).voxels[0]
 
     def mask(self, annotation: Annotation) -> np.ndarray:
         mask = read_volume(self._folder / "masks" / str(annotation.target)).voxels[0]
-        return (mask[..., 0] if mask.ndim == 3 else mask) > 127  # JPEG masks hold grey values near the edge
+        mask = mask[..., 0] if mask.ndim == 3 else mask
+        return mask > (127 if mask.max() > 1 else 0)  # JPEG masks hold grey values near the edge
+
+    @property
+    def case_count(self) -> int:
+        return len({annotation.case for annotation in self.annotations})
+
+    def cases(self) -> Iterator[Case]:
+        for name, group in groupby(self.annotations, key=lambda annotation: annotation.case):
+            truths = [Truth(annotation.prompts, self.mask(annotation)[None]) for annotation in group]
+            yield Case(name, read_volume(self._folder / "images" / name), truths)
 
     def _annotation(self, row: dict) -> Annotation:
         wordings = [value for key, value in sorted(row["prompts"].items()) if key != "p0"]
@@ -126,6 +159,16 @@ class VolumeSet:
         index, plane, position = annotation.image
         labels = orient(self._label_map(index).voxels, self._label_map(index), plane)
         return np.isin(labels[position], self._labels[annotation.target])
+
+    @property
+    def case_count(self) -> int:
+        return len(self._pairs)
+
+    def cases(self) -> Iterator[Case]:
+        for index, (path, _) in enumerate(self._pairs):
+            labels = self._label_map(index).voxels
+            truths = [Truth(((name,),), np.isin(labels, wanted)) for name, wanted in self._labels.items()]
+            yield Case(path.name, self._volume(index)[0], truths)
 
     def _annotations(self, index: int, plane: str) -> Iterator[Annotation]:
         case = self._pairs[index][0].name

@@ -1,74 +1,96 @@
-"""Measure a model on labelled images, at their original resolution."""
+"""Measure an adapter on labelled images as a user would run it, at their original resolution."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from engine.bases import Base
-from engine.data import Annotation, DataSet
-from engine.metrics import dice, intersection_over_union
-from engine.model.clipseg import CLIPSeg
-from engine.pixels import to_pixel_values, to_slice_size
-from engine.prompts import encode_prompts
+from engine.data import DataSet, Truth
+from engine.metrics import dice, hausdorff_95, intersection_over_union
+from engine.segmenter import Segmenter
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Score:
+    """How one prompt did in one case (a picture, or a whole volume).
+
+    Attributes:
+        prompt: what was asked for.
+        structure: the plain class prompt of the same structure.
+        dice, iou: 0..1; see `metrics` for empty masks.
+        hd95: in mm, in pixels for pictures; NaN where a mask is empty.
+        presence: 0..1.
+        truth_voxels, result_voxels: the sizes of both masks.
+    """
+
+    case: str
+    prompt: str
+    structure: str
+    dice: float
+    iou: float
+    hd95: float
+    presence: float
+    truth_voxels: int
+    result_voxels: int
+
+
+def plain_prompt(truth: Truth, case: str) -> str:
+    """Choose the plain class prompt of a structure."""
+    return truth.prompts[0][0]
+
+
 def evaluate(
-    model: CLIPSeg,
-    base: Base,
+    segmenter: Segmenter,
     data_set: DataSet,
-    annotations: Sequence[Annotation] | None = None,
-    threshold: float = 0.5,
-    on_image: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, float]]:
-    """Segment every annotation with its plain class prompt and compare.
-
-    A case (a picture, or a whole volume with all its slices) counts once for each prompt.
+    choose_prompt: Callable[[Truth, str], str] = plain_prompt,
+    on_case: Callable[[], None] = lambda: None,
+) -> list[Score]:
+    """Segment every case, and compare.
 
     Args:
-        annotations: a part of the data set's; all when None.
-        on_image: called after each image.
-
-    Returns:
-        {prompt: {"dice": mean, "iou": mean, "cases": count}}; prompts of pictures that differ in wording for
-        the same data set are listed apart.
+        choose_prompt: the wording to ask with, from a structure and the name of its case.
+        on_case: called after each case; raise `Cancelled` in it to stop.
     """
-    counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(3, np.int64))
-    tokenizer = base.load_tokenizer()
-    autocast = torch.autocast(model.device.type, torch.bfloat16)
-    for _, group in groupby(annotations or data_set.annotations, key=lambda a: a.image):
-        wanted = list(group)
-        image = torch.from_numpy(np.ascontiguousarray(data_set.image(wanted[0]))).float() / 255
-        pixel_values = to_pixel_values(image[None], base.side, base.mean, base.std).to(model.device)
-        tokens = encode_prompts(tokenizer, [a.plain_prompt for a in wanted]).to(model.device)
-        with autocast:
-            maps = model.encode_images(pixel_values)
-            logits = model.decode(maps.expand(len(wanted), -1, -1, -1), model.encode_prompts(tokens)).float()
-        results = (to_slice_size(logits, *image.shape[:2]) >= threshold).cpu().numpy()
-        for annotation, result in zip(wanted, results, strict=True):
-            truth = data_set.mask(annotation)
-            counts[annotation.plain_prompt, annotation.case] += ((result & truth).sum(), result.sum(), truth.sum())
-        on_image()
-    return _means(counts)
+    scores = []
+    for case in data_set.cases():
+        segmenter.set_volume(case.volume)
+        for truth in case.truths:
+            result = segmenter.segment(choose_prompt(truth, case.name))
+            mask = result.mask()
+            counts = int((mask & truth.mask).sum()), int(mask.sum()), int(truth.mask.sum())
+            scores.append(
+                Score(
+                    case=case.name,
+                    prompt=result.prompt,
+                    structure=plain_prompt(truth, case.name),
+                    dice=dice(*counts),
+                    iou=intersection_over_union(*counts),
+                    hd95=hausdorff_95(mask, truth.mask, case.volume.spacing_mm),
+                    presence=result.presence,
+                    truth_voxels=counts[2],
+                    result_voxels=counts[1],
+                )
+            )
+        on_case()
+    return scores
 
 
-def _means(counts: dict[tuple[str, str], np.ndarray]) -> dict[str, dict[str, float]]:
-    by_prompt: dict[str, list[np.ndarray]] = defaultdict(list)
-    for (prompt, _), values in counts.items():
-        by_prompt[prompt].append(values)
+def by_structure(scores: Iterable[Score]) -> dict[str, dict[str, float]]:
+    """Return {structure: means}: Dice, IoU and HD95 with the count of cases that each is the mean of."""
+    groups: dict[str, list[Score]] = defaultdict(list)
+    for score in scores:
+        groups[score.structure].append(score)
+    return {structure: means(group) for structure, group in groups.items()}
+
+
+def means(scores: Sequence[Score]) -> dict[str, float | int | None]:
+    """Return the means of Dice and IoU over all cases, and of HD95 over those where both masks have a voxel."""
+    distances = [score.hd95 for score in scores if not np.isnan(score.hd95)]
     return {
-        prompt: {
-            "dice": float(np.mean([dice(*values.tolist()) for values in rows])),
-            "iou": float(np.mean([intersection_over_union(*values.tolist()) for values in rows])),
-            "cases": len(rows),
-        }
-        for prompt, rows in by_prompt.items()
+        "dice": round(float(np.mean([score.dice for score in scores])), 4),
+        "iou": round(float(np.mean([score.iou for score in scores])), 4),
+        "hd95": round(float(np.mean(distances)), 2) if distances else None,
+        "cases": len(scores),
+        "hd95_cases": len(distances),
     }
-
-
-def overall(figures: dict[str, dict[str, float]], name: str = "dice") -> float:
-    """Return the mean of a figure over all cases of all prompts."""
-    return float(np.average([f[name] for f in figures.values()], weights=[f["cases"] for f in figures.values()]))

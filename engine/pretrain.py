@@ -12,13 +12,14 @@ import yaml
 from rich.console import Console
 
 from engine import __version__
-from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
+from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights
 from engine.cli import progress_bar, run
 from engine.data import DataSet
-from engine.evaluation import evaluate, overall
+from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
 from engine.model.clipseg import CLIPSeg
 from engine.pretraining import Recipe, Step, build, open_sources, pretrain
+from engine.segmenter import Segmenter
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     with progress_bar("pretraining", sum(stage["steps"] for stage in recipe.stages)) as update:
         checkpoint = options.output / "checkpoint.safetensors"
         pretrain(model, tokenizer, recipe, sets, checkpoint, _reporter(recipe, update), options.resume)
+    (options.output / "card.json").unlink(missing_ok=True)  # it would describe other weights until the end
     network.half().save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     _write_json(
@@ -56,13 +58,13 @@ def main() -> None:
 
 def measure(folder: Path, sets: Sequence[DataSet], device: str) -> dict[str, dict]:
     """Return {data set: {prompt: figures}} of a saved base on test splits, with the plain class prompts."""
-    base = open_base(str(folder))
-    model = CLIPSeg(base.load_network()).to(device)
+    segmenter = Segmenter(base=str(folder), device=device)
     metrics = {}
-    for data_set in (s for s in sets if s.annotations):
-        with progress_bar(f"testing {data_set.name}", len({a.image for a in data_set.annotations})) as update:
-            metrics[data_set.name] = evaluate(model, base, data_set, on_image=update)
-        Console().print(f"{data_set.name}: Dice {overall(metrics[data_set.name]):.3f}")
+    for data_set in (s for s in sets if s.case_count):
+        with progress_bar(f"testing {data_set.name}", data_set.case_count) as update:
+            scores = evaluate(segmenter, data_set, on_case=update)
+        metrics[data_set.name] = by_structure(scores)
+        Console().print(f"{data_set.name}: Dice {means(scores)['dice']:.3f}")
     return metrics
 
 

@@ -14,10 +14,11 @@ from engine.cli import progress_bar, run
 from engine.data import DataSet, open_data_set
 from engine.devices import choose_device
 from engine.errors import UserError
-from engine.evaluation import evaluate, overall
+from engine.evaluation import by_structure, evaluate, means
 from engine.imaging.planes import PLANES
 from engine.model.adapter import PLACEMENTS, Adapter
 from engine.model.methods import METHODS
+from engine.segmenter import Segmenter
 from engine.training import Epoch, Plan, train
 
 OTHER_STRUCTURES = (
@@ -62,8 +63,9 @@ def main() -> None:
     model, history = _train(base, plan, sets, [s for s in OTHER_STRUCTURES if s not in prompts], card, options)
     values = asdict(card) | {
         "training": asdict(plan) | {"seconds": round(sum(e.seconds for e in history)), "epochs_run": len(history)},
-        "metrics": _test(model, base, sets["test"]),
     }
+    save_bundle(options.output, model.adapter, AdapterCard(**values))
+    values["metrics"] = _test(options.output, options, sets["test"])
     save_bundle(options.output, model.adapter, AdapterCard(**values))
     print(f"wrote {options.output}")
 
@@ -92,13 +94,16 @@ def _train(base, plan: Plan, sets: dict[str, DataSet], absent: list[str], card: 
     return model, history
 
 
-def _test(model, base, test_set: DataSet) -> dict:
-    if not test_set.annotations:
+def _test(bundle: Path, options: argparse.Namespace, test_set: DataSet) -> dict:
+    """Return the figures of a written bundle on the test split, segmenting as a user would."""
+    if not test_set.case_count:
         return {}
-    with progress_bar("testing", len({a.image for a in test_set.annotations})) as update:
-        figures = evaluate(model, base, test_set, on_image=update)
-    print(f"test Dice {overall(figures):.3f}, IoU {overall(figures, 'iou'):.3f}")
-    return {f"{test_set.name}, test split, plain class prompt": figures}
+    segmenter = Segmenter(str(bundle), options.base, options.device)
+    with progress_bar("testing", test_set.case_count) as update:
+        scores = evaluate(segmenter, test_set, on_case=update)
+    total = means(scores)
+    print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}")
+    return {f"{test_set.name}, test split, plain class prompt": by_structure(scores)}
 
 
 def _line(epoch: Epoch) -> str:

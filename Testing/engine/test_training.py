@@ -16,9 +16,7 @@ from engine import pretrain, train
 from engine.bases import open_base
 from engine.bundle import read_card
 from engine.cli import run
-from engine.data import open_data_set
 from engine.errors import UserError
-from engine.evaluation import evaluate, overall
 from engine.imaging.reading import read_volume
 from engine.losses import SegmentationLoss
 from engine.metrics import dice
@@ -113,18 +111,6 @@ def test_missing_data_is_refused_in_one_line(train_command, tmp_path):
     code, _, errors = train_command("--data", tmp_path / "nothing", "-o", tmp_path / "out")
     assert code == 2 and errors.startswith("error: ") and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
-
-
-def test_evaluation_counts_a_volume_once_with_all_its_slices(volumes, tiny_base):
-    base = open_base(str(tiny_base))
-    data_set = open_data_set(volumes, "val")
-    figures = evaluate(CLIPSeg(base.load_network()), base, data_set, threshold=0.0)  # everything is found
-    voxels = 12 * 16 * 20
-    truth = sum(data_set.mask(a).sum() for a in data_set.annotations if a.plain_prompt == "ball")
-    assert figures["ball"]["cases"] == 1
-    assert figures["ball"]["dice"] == pytest.approx(2 * truth / (voxels + truth))
-    assert figures["ball"]["iou"] == pytest.approx(truth / voxels)
-    assert overall(figures) == pytest.approx(np.mean([figures["ball"]["dice"], figures["cube"]["dice"]]))
 
 
 @pytest.fixture
