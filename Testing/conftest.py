@@ -14,6 +14,7 @@ from transformers import CLIPSegConfig
 from engine import bases
 from engine.bundle import AdapterCard, save_bundle
 from engine.model.adapter import BaseShape
+from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.model.methods import METHODS, build_adapter
 from engine.prompts import MAXIMUM_TOKENS
@@ -135,7 +136,9 @@ def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placeme
     base = bases.open_base(str(base_folder))
     torch.manual_seed(3)
     hidden_size = METHODS[method].hidden_size
-    adapter = build_adapter(method, placement, BaseShape.of(base.load_network().config), hidden_size)
+    network = base.load_network()
+    adapter = build_adapter(method, placement, BaseShape.of(network.config), hidden_size)
+    CLIPSeg(network, adapter)  # fine-tuning takes hold of the base's own weights
     values = {"prompts": ["brain"], "presence_threshold": 0.0} | card
     described = AdapterCard(
         name=folder.name,

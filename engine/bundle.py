@@ -12,6 +12,7 @@ from engine.bases import Base, model_folders
 from engine.errors import UserError
 from engine.files import replacing, sha256_of, write_text
 from engine.model.adapter import Adapter, BaseShape
+from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_adapter
 
 SCHEMA_VERSION = 1
@@ -93,12 +94,17 @@ def read_card(folder: Path) -> AdapterCard:
         raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
 
 
-def load_adapter(folder: Path, card: AdapterCard, base: Base, shape: BaseShape) -> Adapter:
-    """Load the weights of a bundle for a base, in fp32.
+def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None = None) -> CLIPSeg:
+    """Load a base, with the adapter of a bundle where one is given, in fp32 and ready for inference.
+
+    Args:
+        folder, card: the bundle and what `read_card` read from it.
 
     Raises:
         UserError: the bundle is damaged, its method is unknown, or it belongs to another base.
     """
+    if folder is None:
+        return CLIPSeg(base.load_network()).eval()
     check_base(card, base)
     path = folder / WEIGHTS
     if not path.is_file():
@@ -108,12 +114,14 @@ def load_adapter(folder: Path, card: AdapterCard, base: Base, shape: BaseShape) 
     if card.method not in METHODS:
         raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
     try:
-        adapter = build_adapter(card.method, card.placement, shape, card.hidden_size)
-        adapter.load_state_dict(load_file(path))
+        network = base.load_network()
+        adapter = build_adapter(card.method, card.placement, BaseShape.of(network.config), card.hidden_size)
+        model = CLIPSeg(network, adapter)
+        model.adapter.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error
-    return adapter.eval()
+    return model.eval()
 
 
 def check_base(card: AdapterCard, base: Base) -> None:
@@ -155,8 +163,9 @@ def card_for_people(card: AdapterCard) -> str:
     lines = [
         f"# {card.name}",
         "",
-        f"A {card.method} adapter ({card.placement}, width {card.hidden_size}) for the base `{card.base}`.",
-        card.intended_use,
+        f"{_method_for_people(card)} for the base `{card.base}`. {card.intended_use}",
+        "",
+        f'    python -m engine.segment SCAN --prompt "{card.prompts[0]}" --adapter {card.name} -o OUT.seg.nrrd',
         "",
         f"- Prompts: {', '.join(card.prompts)}",
         f"- Trained on: {card.data_set}",
@@ -166,10 +175,24 @@ def card_for_people(card: AdapterCard) -> str:
         "",
     ]
     for name, prompts in card.metrics.items():
-        lines += [f"## {name}", "", "| prompt | Dice | IoU | cases |", "|---|---|---|---|"]
-        lines += [f"| {p} | {m['dice']:.3f} | {m['iou']:.3f} | {m['cases']} |" for p, m in prompts.items()]
+        lines += [f"## {name}", "", "| prompt | Dice | IoU | HD95 | cases |", "|---|---|---|---|---|"]
+        lines += [f"| {prompt} | {_figures_for_people(figures)} |" for prompt, figures in prompts.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _method_for_people(card: AdapterCard) -> str:
+    details = [card.placement, f"width {card.hidden_size}" if card.hidden_size else ""]
+    return (
+        f"Method `{card.method}` ({', '.join(filter(None, details))})"
+        if any(details)
+        else f"Method `{card.method}`"
+    )
+
+
+def _figures_for_people(figures: dict) -> str:
+    distance = "" if figures["hd95"] is None else f"{figures['hd95']:.1f}"
+    return f"{figures['dice']:.3f} | {figures['iou']:.3f} | {distance} | {figures['cases']}"
 
 
 def _fits(value: object, kind: type) -> bool:

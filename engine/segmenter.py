@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from engine.bases import open_base
-from engine.bundle import AdapterCard, find_adapter, load_adapter, read_card
+from engine.bundle import AdapterCard, find_adapter, load_model, read_card
 from engine.cache import EncodingCache, volume_key
 from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, is_empty_air
 from engine.imaging.planes import orient, resolve_planes, restore
 from engine.imaging.volume import Volume
-from engine.model.adapter import BaseShape
-from engine.model.clipseg import CLIPSeg
 from engine.pixels import to_pixel_values, to_slice_size
 from engine.prompts import check_lengths, check_prompts, encode_prompts
 
@@ -105,10 +103,7 @@ class Segmenter:
         self.base = open_base(base or (self.card.base if self.card else DEFAULT_BASE))
         self.device = choose_device(device)
         self.tokenizer = self.base.load_tokenizer()
-        network = self.base.load_network()
-        shape = BaseShape.of(network.config)
-        weights = load_adapter(folder, self.card, self.base, shape) if folder else None
-        self.model = CLIPSeg(network, weights).eval().to(self.device, choose_dtype(precision, self.device))
+        self.model = load_model(self.base, folder, self.card).to(self.device, choose_dtype(precision, self.device))
         self.batch_size = choose_batch_size(batch_size, self._bytes_per_slice(), self.device)
         self.volume: Volume | None = None
         self._cache = EncodingCache()

@@ -18,7 +18,8 @@ from engine.model.methods import METHODS, build_adapter
 from engine.prompts import encode_prompts
 from engine.samples import Sampler, collate
 
-LEARNING_RATES = {"dense": 1e-3, "shallow": 3e-4}  # the paper's
+# dense and shallow: the paper's; the others: what is usual for them
+LEARNING_RATES = {"dense": 1e-3, "shallow": 3e-4, "telescopic": 1e-3, "lora": 1e-3, "decoder": 3e-4, "full": 1e-4}
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
 
 
@@ -27,7 +28,7 @@ class Plan:
     """The hyper-parameters; the defaults are the paper's where it has them (VLSM-Adapter, section 3).
 
     Attributes:
-        learning_rate, hidden_size: the method's own when None.
+        placement, hidden_size, learning_rate: the method's own when None.
         samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
         absent_rate: the share of prompts that name something absent, with an empty mask.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by 0.3.
@@ -35,7 +36,7 @@ class Plan:
     """
 
     method: str = "dense"
-    placement: str = "VL"
+    placement: str | None = None
     hidden_size: int | None = None
     epochs: int = 200
     batch_size: int = 32
@@ -55,7 +56,8 @@ class Plan:
         """Return the plan with the method's own values where none were given."""
         return replace(
             self,
-            learning_rate=self.learning_rate or LEARNING_RATES.get(self.method, 1e-3),
+            learning_rate=self.learning_rate or LEARNING_RATES[self.method],
+            placement=METHODS[self.method].placements[0] if self.placement is None else self.placement,
             hidden_size=self.hidden_size or METHODS[self.method].hidden_size,
         )
 

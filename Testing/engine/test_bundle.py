@@ -9,21 +9,22 @@ from conftest import make_adapter
 from safetensors.torch import load_file, save_file
 
 from engine.bases import open_base
-from engine.bundle import SCHEMA_VERSION, check_base, find_adapter, load_adapter, read_card
+from engine.bundle import SCHEMA_VERSION, check_base, find_adapter, load_model, read_card
 from engine.errors import UserError
-from engine.model.adapter import BaseShape
+from engine.model.methods import METHODS
 
 
 def load(adapter, base_folder):
     base = open_base(str(base_folder))
-    return load_adapter(adapter, read_card(adapter), base, BaseShape.of(base.load_network().config))
+    return load_model(base, adapter, read_card(adapter)).adapter
 
 
-@pytest.mark.parametrize("method", ["shallow", "dense"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_bundle_comes_back_as_it_was_saved(tmp_path, tiny_base, method):
-    folder = make_adapter(tmp_path / "a", tiny_base, method, "VLC", prompts=["polyp"], plane="coronal")
+    placement = METHODS[method].placements[-1]
+    folder = make_adapter(tmp_path / "a", tiny_base, method, placement, prompts=["polyp"], plane="coronal")
     card = read_card(folder)
-    assert (card.method, card.placement, card.prompts, card.plane) == (method, "VLC", ["polyp"], "coronal")
+    assert (card.method, card.placement, card.prompts, card.plane) == (method, placement, ["polyp"], "coronal")
     saved, loaded = load_file(folder / "adapter.safetensors"), load(folder, tiny_base).state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)

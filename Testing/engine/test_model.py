@@ -1,5 +1,7 @@
 """CLIPSeg in three parts, and the adapters on it."""
 
+import copy
+
 import pytest
 import torch
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -8,17 +10,24 @@ from engine.bases import open_base
 from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
-from engine.model.methods import METHODS, build_adapter
+from engine.model.methods import build_adapter
 from engine.prompts import encode_prompts
 
 FULL_SIZE = BaseShape(vision_size=768, text_size=512, condition_size=512, extract_layers=(3, 6, 9))
-TRAINABLE = {  # measured on the reference implementation
+ADAPTERS = (
+    "shallow",
+    "dense",
+    "telescopic",
+    "lora",
+)  # the methods that add weights to the base, and change none of its own
+TRAINABLE = {  # shallow and dense: measured on the reference implementation
     ("shallow", "V"): 2_363_136,
     ("shallow", "VL"): 3_939_072,
     ("shallow", "VLC"): 4_201_984,
     ("dense", "V"): 1_784_448,
     ("dense", "VL"): 2_974_464,
     ("dense", "VLC"): 3_237_376,
+    ("telescopic", "VL"): 619_416,  # near the 613 k of its paper
 }
 
 
@@ -89,12 +98,12 @@ def test_a_prompt_gives_the_same_condition_alone_and_beside_longer_ones(network,
 
 
 @pytest.mark.parametrize("placement", ["V", "VL", "VLC"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_gradients_reach_every_weight_of_the_adapter_and_none_of_the_base(network, inputs, method, placement):
     adapter = build_adapter(method, placement, BaseShape.of(network.config))
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.abs_()  # no dead ReLU may hide a missing path
+            parameter.abs_().add_(0.01)  # neither a dead ReLU nor a start at zero may hide a missing path
     model = CLIPSeg(network, adapter)
     model(*inputs).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
@@ -102,25 +111,57 @@ def test_gradients_reach_every_weight_of_the_adapter_and_none_of_the_base(networ
 
 
 @pytest.mark.parametrize(("placement", "changes_text"), [("V", False), ("VL", True), ("VLC", True)])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_the_placement_says_which_branch_an_adapter_changes(network, inputs, method, placement, changes_text):
     pixel_values, input_ids = inputs
     torch.manual_seed(0)
-    adapted = CLIPSeg(network, build_adapter(method, placement, BaseShape.of(network.config))).eval()
-    plain = CLIPSeg(network).eval()
+    plain = CLIPSeg(copy.deepcopy(network)).eval()
+    adapter = build_adapter(method, placement, BaseShape.of(network.config))
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapted = CLIPSeg(network, adapter).eval()
     with torch.no_grad():
         assert not torch.allclose(adapted.encode_images(pixel_values), plain.encode_images(pixel_values))
         same_text = torch.allclose(adapted.encode_prompts(input_ids), plain.encode_prompts(input_ids))
     assert same_text is not changes_text
 
 
-@pytest.mark.parametrize(("method", "placement"), [("shallow", "V"), ("dense", "V"), ("dense", "VLC")])
+@pytest.mark.parametrize(
+    ("method", "placement"), [("shallow", "V"), ("dense", "V"), ("dense", "VLC"), ("lora", "VLC")]
+)
 def test_a_zero_adapter_changes_nothing(network, inputs, method, placement):
     adapter = build_adapter(method, placement, BaseShape.of(network.config))
     for parameter in adapter.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():
-        torch.testing.assert_close(CLIPSeg(network, adapter)(*inputs), CLIPSeg(network)(*inputs))
+        expected = CLIPSeg(copy.deepcopy(network))(*inputs)
+        torch.testing.assert_close(CLIPSeg(network, adapter)(*inputs), expected)
+
+
+def test_lora_starts_from_the_base_as_it_is(network, inputs):
+    with torch.no_grad():
+        expected = CLIPSeg(copy.deepcopy(network))(*inputs)
+        lora = build_adapter("lora", "VL", BaseShape.of(network.config))
+        torch.testing.assert_close(CLIPSeg(network, lora)(*inputs), expected)
+
+
+@pytest.mark.parametrize(("method", "trained"), [("decoder", {"decoder"}), ("full", {"decoder", "text", "vision"})])
+def test_fine_tuning_trains_the_parts_it_names_and_no_other(network, inputs, method, trained):
+    model = CLIPSeg(network, build_adapter(method, "", BaseShape.of(network.config)))
+    model(*inputs).square().mean().backward()
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert reached - {"text_projection"} == trained
+    without = [name for name, p in model.adapter.named_parameters() if p.grad is None]
+    assert all("post_layernorm" in name for name in without)  # which the logits do not depend on
+
+
+def test_the_public_decoder_has_the_parameters_that_the_reference_trained():
+    config = CLIPSegConfig(
+        vision_config={"patch_size": 16}, extract_layers=[3, 6, 9], use_complex_transposed_convolution=True
+    )
+    with torch.device("meta"):
+        model = CLIPSeg(CLIPSegForImageSegmentation(config), build_adapter("decoder", "", BaseShape.of(config)))
+    assert sum(p.numel() for p in model.adapter.parameters()) == 1_127_009
 
 
 def test_a_zero_shallow_text_adapter_adds_the_end_of_text_tokens_to_the_condition(network, inputs):
@@ -139,9 +180,16 @@ def test_dense_adapters_leave_the_deepest_extracted_layer_alone():
     assert adapter.vision_mlp(9, features) is features
 
 
-@pytest.mark.parametrize(("method", "placement"), [("thick", "VL"), ("dense", "L")])
-def test_unknown_methods_and_placements_are_named(method, placement):
-    with pytest.raises(ValueError, match=r"unknown .*; there are"):
+@pytest.mark.parametrize(
+    ("method", "placement", "message"),
+    [
+        ("thick", "VL", "unknown method 'thick'; there are shallow"),
+        ("dense", "L", "'dense' has no placement 'L'; there are VL, V, VLC"),
+        ("decoder", "VL", "'decoder' has no placement 'VL'"),
+    ],
+)
+def test_unknown_methods_and_placements_are_named(method, placement, message):
+    with pytest.raises(ValueError, match=message):
         build_adapter(method, placement, FULL_SIZE)
 
 

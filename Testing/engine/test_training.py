@@ -21,6 +21,7 @@ from engine.imaging.reading import read_volume
 from engine.losses import SegmentationLoss
 from engine.metrics import dice
 from engine.model.clipseg import CLIPSeg
+from engine.model.methods import METHODS
 from engine.pretraining import Recipe, Stage, build, learning_rate, open_sources
 from engine.pretraining import pretrain as pretrain_model
 from engine.segmenter import Segmenter
@@ -51,7 +52,7 @@ def test_the_loss_of_a_perfect_answer_is_almost_nothing_and_of_its_opposite_larg
     assert SegmentationLoss()(empty - 20, empty) < 0.01  # nothing found where nothing is
 
 
-@pytest.mark.parametrize("method", ["dense", "shallow"])
+@pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_is_trained_bundled_and_segments(train_command, pictures, tmp_path, tiny_base, method):
     weights = (tiny_base / "model.safetensors").read_bytes()
     out = tmp_path / "disc"

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers import CLIPSegConfig
 
-PLACEMENTS = ("V", "VL", "VLC")
+PLACEMENTS = ("VL", "V", "VLC")  # vision, language, conditioning; the first is the default
 CONDITION_HIDDEN_SIZE = 256
 
 
@@ -34,9 +35,17 @@ class Adapter(nn.Module):
 
     Features have the shape (batch, tokens, width) and come back in the same shape. `layer` counts the
     layers of an encoder from 0.
+
+    Attributes:
+        hidden_size: the width that the method has when none is asked for; 0 where there is nothing to choose.
+        placements: those that the method can have; the first is taken when none is asked for.
     """
 
-    hidden_size: int
+    hidden_size: ClassVar[int] = 0
+    placements: ClassVar[tuple[str, ...]] = PLACEMENTS
+
+    def attach(self, model: nn.Module) -> None:
+        """Take hold of parts of the frozen base, once, when both become one model (see `CLIPSeg`)."""
 
     def vision_attention(self, layer: int, features: Tensor) -> Tensor:
         """Adapt what self-attention of a vision layer gives, before the residual is added."""

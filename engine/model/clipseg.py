@@ -38,6 +38,7 @@ class CLIPSeg(nn.Module):
         if freeze:
             for part in (self.vision, self.text, self.text_projection, self.decoder):
                 part.requires_grad_(False)
+        self.adapter.attach(self)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,12 +1,19 @@
 """The adapter methods by name. A further method is one file beside these and one line in `METHODS`."""
 
-from engine.model.adapter import PLACEMENTS, Adapter, BaseShape
+from engine.model.adapter import Adapter, BaseShape
 from engine.model.methods.dense import DenseAdapter
+from engine.model.methods.lora import LoraAdapter
 from engine.model.methods.shallow import ShallowAdapter
+from engine.model.methods.telescopic import TelescopicAdapter
+from engine.model.methods.tuning import DecoderTuning, FullTuning
 
 METHODS: dict[str, type[Adapter]] = {
     "shallow": ShallowAdapter,
     "dense": DenseAdapter,
+    "telescopic": TelescopicAdapter,
+    "lora": LoraAdapter,
+    "decoder": DecoderTuning,
+    "full": FullTuning,
 }
 
 
@@ -15,7 +22,8 @@ def build_adapter(method: str, placement: str, shape: BaseShape, hidden_size: in
 
     Args:
         method: a key of `METHODS`.
-        placement: V (vision), VL (vision and language) or VLC (also the condition vector).
+        placement: V (vision), VL (vision and language) or VLC (also the condition vector); "" for the methods
+            that have none.
         shape: the base that it has to fit.
         hidden_size: width of the bottleneck; the paper's value for the method when None.
 
@@ -24,7 +32,8 @@ def build_adapter(method: str, placement: str, shape: BaseShape, hidden_size: in
     """
     if method not in METHODS:
         raise ValueError(f"unknown method '{method}'; there are {', '.join(METHODS)}")
-    if placement not in PLACEMENTS:
-        raise ValueError(f"unknown placement '{placement}'; there are {', '.join(PLACEMENTS)}")
     kind = METHODS[method]
+    if placement not in kind.placements:
+        known = ", ".join(kind.placements) or "none"
+        raise ValueError(f"the method '{method}' has no placement '{placement}'; there are {known}")
     return kind(shape, placement, hidden_size or kind.hidden_size)
