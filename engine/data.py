@@ -54,6 +54,10 @@ class Truth:
     prompts: tuple[tuple[str, ...], ...]
     mask: np.ndarray
 
+    @property
+    def plain_prompt(self) -> str:
+        return self.prompts[0][0]
+
 
 @dataclass(frozen=True, eq=False)
 class Case:

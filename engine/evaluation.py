@@ -1,96 +1,195 @@
 """Measure an adapter on labelled images as a user would run it, at their original resolution."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from engine.data import DataSet, Truth
+from engine.data import Case, DataSet
 from engine.metrics import dice, hausdorff_95, intersection_over_union
 from engine.segmenter import Segmenter
+
+BOOTSTRAP_SAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt for a case, and the mask that it is measured by.
+
+    Attributes:
+        kind: plain, random, every or wrong (see the functions of these names).
+        structure: the plain class prompt of what the mask shows.
+        mask: (z, y, x) bool.
+    """
+
+    kind: str
+    structure: str
+    prompt: str
+    mask: np.ndarray
+
+
+Ask = Callable[[Case], Iterable[Question]]
+
+
+def plain(case: Case) -> Iterator[Question]:
+    """Ask for each structure by its plain class prompt."""
+    for truth in case.truths:
+        yield Question("plain", truth.plain_prompt, truth.plain_prompt, truth.mask)
+
+
+def every(case: Case) -> Iterator[Question]:
+    """Ask for each structure by all its wordings."""
+    for truth in case.truths:
+        for wording in dict.fromkeys(chain(*truth.prompts)):
+            yield Question("every", truth.plain_prompt, wording, truth.mask)
+
+
+def random(seed: int) -> Ask:
+    """Ask for each structure by one of its wordings, as the paper does; the same one for a seed and a case."""
+
+    def ask(case: Case) -> Iterator[Question]:
+        for number, truth in enumerate(case.truths):
+            draw = np.random.default_rng([seed, number, *case.name.encode()])
+            wordings = truth.prompts[draw.integers(len(truth.prompts))]
+            wording = wordings[draw.integers(len(wordings))]
+            yield Question("random", truth.plain_prompt, wording, truth.mask)
+
+    return ask
+
+
+def wrong(prompt: str) -> Ask:
+    """Ask for something that is not there, and measure by what is: nothing should be found."""
+
+    def ask(case: Case) -> Iterator[Question]:
+        for truth in case.truths:
+            yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
+
+    return ask
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one prompt did in one case (a picture, or a whole volume).
+    """How one question was answered.
 
     Attributes:
-        prompt: what was asked for.
-        structure: the plain class prompt of the same structure.
+        case, kind, structure, prompt: the question.
         dice, iou: 0..1; see `metrics` for empty masks.
         hd95: in mm, in pixels for pictures; NaN where a mask is empty.
         presence: 0..1.
-        truth_voxels, result_voxels: the sizes of both masks.
+        truth_share, result_share: of the case's voxels, 0..1.
     """
 
     case: str
-    prompt: str
+    kind: str
     structure: str
+    prompt: str
     dice: float
     iou: float
     hd95: float
     presence: float
-    truth_voxels: int
-    result_voxels: int
-
-
-def plain_prompt(truth: Truth, case: str) -> str:
-    """Choose the plain class prompt of a structure."""
-    return truth.prompts[0][0]
+    truth_share: float
+    result_share: float
 
 
 def evaluate(
     segmenter: Segmenter,
     data_set: DataSet,
-    choose_prompt: Callable[[Truth, str], str] = plain_prompt,
+    asks: Sequence[Ask] = (plain,),
     on_case: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Segment every case, and compare.
 
     Args:
-        choose_prompt: the wording to ask with, from a structure and the name of its case.
         on_case: called after each case; raise `Cancelled` in it to stop.
     """
     scores = []
     for case in data_set.cases():
         segmenter.set_volume(case.volume)
-        for truth in case.truths:
-            result = segmenter.segment(choose_prompt(truth, case.name))
-            mask = result.mask()
-            counts = int((mask & truth.mask).sum()), int(mask.sum()), int(truth.mask.sum())
-            scores.append(
-                Score(
-                    case=case.name,
-                    prompt=result.prompt,
-                    structure=plain_prompt(truth, case.name),
-                    dice=dice(*counts),
-                    iou=intersection_over_union(*counts),
-                    hd95=hausdorff_95(mask, truth.mask, case.volume.spacing_mm),
-                    presence=result.presence,
-                    truth_voxels=counts[2],
-                    result_voxels=counts[1],
-                )
-            )
+        scores += [_score(segmenter, case, question) for ask in asks for question in ask(case)]
         on_case()
     return scores
 
 
-def by_structure(scores: Iterable[Score]) -> dict[str, dict[str, float]]:
-    """Return {structure: means}: Dice, IoU and HD95 with the count of cases that each is the mean of."""
+def _score(segmenter: Segmenter, case: Case, question: Question) -> Score:
+    result = segmenter.segment(question.prompt)
+    mask, truth = result.mask(), question.mask
+    counts = int((mask & truth).sum()), int(mask.sum()), int(truth.sum())
+    return Score(
+        case=case.name,
+        kind=question.kind,
+        structure=question.structure,
+        prompt=question.prompt,
+        dice=dice(*counts),
+        iou=intersection_over_union(*counts),
+        hd95=hausdorff_95(mask, truth, case.volume.spacing_mm),
+        presence=result.presence,
+        truth_share=counts[2] / mask.size,
+        result_share=counts[1] / mask.size,
+    )
+
+
+def by_structure(scores: Iterable[Score]) -> dict[str, dict]:
+    """Return {structure: means}."""
     groups: dict[str, list[Score]] = defaultdict(list)
     for score in scores:
         groups[score.structure].append(score)
     return {structure: means(group) for structure, group in groups.items()}
 
 
-def means(scores: Sequence[Score]) -> dict[str, float | int | None]:
-    """Return the means of Dice and IoU over all cases, and of HD95 over those where both masks have a voxel."""
+def means(scores: Sequence[Score]) -> dict:
+    """Return the means of Dice and IoU over all cases, of HD95 over those where both masks have a voxel, and
+    a 95 % interval of the mean Dice."""
+    dices = [score.dice for score in scores]
     distances = [score.hd95 for score in scores if not np.isnan(score.hd95)]
     return {
-        "dice": round(float(np.mean([score.dice for score in scores])), 4),
+        "dice": round(float(np.mean(dices)), 4),
+        "dice_interval": [round(limit, 4) for limit in interval(dices)],
         "iou": round(float(np.mean([score.iou for score in scores])), 4),
         "hd95": round(float(np.mean(distances)), 2) if distances else None,
         "cases": len(scores),
         "hd95_cases": len(distances),
     }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean (percentiles of resampled means; always the same draws)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))
+    low, high = np.percentile(np.asarray(values)[draws].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def differences(first: Iterable[Score], second: Iterable[Score]) -> list[float]:
+    """Return second minus first Dice of the questions that both were asked."""
+    before = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in first}
+    after = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in second}
+    return [after[key] - before[key] for key in before.keys() & after.keys()]
+
+
+def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
+    """Return how much the prompt matters, from scores of the kinds that were asked.
+
+    Returns:
+        false_positive_share: of the cases' voxels, found when asked for something else;
+        false_positive_rate: of the cases in which anything was found then;
+        surviving_share: the Dice with a wrong prompt, relative to that with the plain one;
+        paraphrase_spread: the standard deviation of Dice over the wordings of one structure in one case, mean.
+    """
+    kinds: dict[str, list[Score]] = defaultdict(list)
+    for score in scores:
+        kinds[score.kind].append(score)
+    checks = {}
+    if kinds["wrong"]:
+        checks["false_positive_share"] = np.mean([s.result_share for s in kinds["wrong"]])
+        checks["false_positive_rate"] = np.mean([s.result_share > 0 for s in kinds["wrong"]])
+    present = {(s.case, s.structure): s.dice for s in kinds["plain"] if s.truth_share}
+    if kinds["wrong"] and sum(present.values()):
+        surviving = [s.dice for s in kinds["wrong"] if (s.case, s.structure) in present]
+        checks["surviving_share"] = sum(surviving) / sum(present.values())
+    if kinds["every"]:
+        wordings = defaultdict(list)
+        for score in kinds["every"]:
+            wordings[score.case, score.structure].append(score.dice)
+        checks["paraphrase_spread"] = np.mean([np.std(dices) for dices in wordings.values()])
+    return {name: round(float(value), 4) for name, value in checks.items()}

@@ -39,7 +39,7 @@ def write_preview(
         _draw_single(figure, volume, segments, limits)
     else:
         _draw_volume(figure, volume, segments, limits)
-    _legend(figure, segments, captions)
+    draw_legend(figure, segments, captions)
     with replacing(path) as temporary:
         canvas.print_png(str(temporary), metadata={"Software": "VLSMSegmenter"})
 
@@ -47,7 +47,7 @@ def write_preview(
 def _draw_single(figure: Figure, volume: Volume, segments: Sequence[Segment], limits: tuple[float, float]) -> None:
     figure.set_size_inches(8, 8.6)
     axes = figure.add_axes((0.02, 0.1, 0.96, 0.88))
-    _draw_slice(axes, volume, segments, limits, resolve_planes(volume, "auto")[0], 0)
+    draw_slice(axes, volume, segments, limits, resolve_planes(volume, "auto")[0], 0)
 
 
 def _draw_volume(figure: Figure, volume: Volume, segments: Sequence[Segment], limits: tuple[float, float]) -> None:
@@ -66,14 +66,15 @@ def _draw_volume(figure: Figure, volume: Volume, segments: Sequence[Segment], li
     )
     for index, plane in enumerate(PLANES):
         axes = figure.add_subplot(grid[0, 2 * index : 2 * index + 2])
-        _draw_slice(axes, volume, segments, limits, plane, _fullest(orient(union, volume, plane)))
+        draw_slice(axes, volume, segments, limits, plane, _fullest(orient(union, volume, plane)))
         axes.set_title(plane, color=TEXT, fontsize=11)
     plane = resolve_planes(volume, "auto")[0]
     for index, position in enumerate(_spread(orient(union, volume, plane))):
-        _draw_slice(figure.add_subplot(grid[1, index]), volume, segments, limits, plane, position)
+        draw_slice(figure.add_subplot(grid[1, index]), volume, segments, limits, plane, position)
 
 
-def _draw_slice(axes, volume: Volume, segments: Sequence[Segment], limits, plane: str, position: int) -> None:
+def draw_slice(axes, volume: Volume, segments: Sequence[Segment], limits, plane: str, position: int) -> None:
+    """Draw one slice of a plane in its true proportions, with the outlines of the segments."""
     rows_mm, columns_mm = slice_spacing_mm(volume, plane)
     picture = to_unit(orient(volume.voxels, volume, plane)[position], *limits)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=rows_mm / columns_mm, interpolation="bilinear")
@@ -103,7 +104,8 @@ def _spread(stack: np.ndarray) -> np.ndarray:
     return np.linspace(first + margin, last - margin, STRIP_SLICES).round().astype(int)
 
 
-def _legend(figure: Figure, segments: Sequence[Segment], captions: Sequence[str]) -> None:
+def draw_legend(figure: Figure, segments: Sequence[Segment], captions: Sequence[str]) -> None:
+    """Write a caption in each segment's colour below the slices."""
     lines = [Line2D([], [], color=segment.color, linewidth=4) for segment in segments]
     legend = figure.legend(
         lines, captions, loc="lower center", ncol=min(4, max(1, len(lines))), frameon=False, fontsize=11

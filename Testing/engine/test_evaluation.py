@@ -1,17 +1,37 @@
 """Figures: against MONAI's and against cases that can be counted by hand."""
 
+import csv
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import ball, make_adapter
+from conftest import ball, files, make_adapter
+from matplotlib.image import imread
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
+from engine import evaluate as evaluate_module
+from engine.cli import run
 from engine.data import open_data_set
-from engine.evaluation import by_structure, evaluate, means
+from engine.evaluation import (
+    Score,
+    by_structure,
+    differences,
+    evaluate,
+    every,
+    interval,
+    means,
+    plain,
+    prompt_checks,
+    random,
+    wrong,
+)
 from engine.metrics import dice, hausdorff_95, intersection_over_union
 from engine.segmenter import Segmenter
 
 ISOTROPIC = (1.0, 1.0, 1.0)
+WORDINGS = ("disc", "bright disc", "round thing")
 
 
 def pixel(*position, shape=(1, 20, 30)):
@@ -23,10 +43,10 @@ def pixel(*position, shape=(1, 20, 30)):
 @pytest.mark.parametrize("spacing_mm", [ISOTROPIC, (0.5, 0.7, 3.0)])
 @pytest.mark.parametrize("shape", [(12, 20, 16), (1, 20, 16)])
 def test_the_figures_are_monais(shape, spacing_mm):
-    random = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     for _ in range(5):
-        center = random.uniform(0.3, 0.7, 3) * shape
-        first, second = ball(shape, center, 5), ball(shape, center + random.uniform(-2, 2, 3) * (shape[0] > 1), 4)
+        center = draw.uniform(0.3, 0.7, 3) * shape
+        first, second = ball(shape, center, 5), ball(shape, center + draw.uniform(-2, 2, 3) * (shape[0] > 1), 4)
         tensors = [torch.from_numpy(m[None, None] if shape[0] > 1 else m[None]).float() for m in (first, second)]
         counts = int((first & second).sum()), int(first.sum()), int(second.sum())
         assert dice(*counts) == pytest.approx(compute_dice(*tensors).item())
@@ -66,33 +86,115 @@ def everywhere(tmp_path, tiny_base):
 
 
 def test_a_volume_counts_once_with_all_its_slices(volumes, everywhere):
-    data_set = open_data_set(volumes, "val")
-    scores = evaluate(everywhere, data_set)
+    scores = evaluate(everywhere, open_data_set(volumes, "val"))
     assert [(s.case, s.structure) for s in scores] == [("5.nii.gz", "ball"), ("5.nii.gz", "cube")]
     voxels, truth = 12 * 16 * 20, int(ball((12, 16, 20), (6, 8, 6), 3).sum())
-    assert (scores[0].result_voxels, scores[0].truth_voxels) == (voxels, truth)
+    assert (scores[0].result_share, scores[0].truth_share) == (1.0, truth / voxels)
     assert scores[0].dice == pytest.approx(2 * truth / (voxels + truth))
     assert scores[0].iou == pytest.approx(truth / voxels)
 
 
-def test_pictures_are_measured_at_their_own_size_by_any_prompt(pictures, everywhere):
-    asked = []
-
-    def longest(truth, case):
-        asked.append(case)
-        return truth.prompts[-1][0]
-
-    scores = evaluate(everywhere, open_data_set(pictures, "train"), choose_prompt=longest)
-    assert {s.prompt for s in scores} == {"bright disc"} and {s.structure for s in scores} == {"disc"}
-    assert asked == [s.case for s in scores] and len(asked) == 2
-    assert all(s.result_voxels == 40 * 50 for s in scores)
+def test_pictures_are_asked_by_every_kind_of_prompt(pictures, everywhere):
+    data_set = open_data_set(pictures, "train")
+    scores = evaluate(everywhere, data_set, [plain, every, random(7), wrong("liver")])
+    asked = [(s.case, s.kind, s.prompt) for s in scores if s.case == "0.png"]
+    assert asked[:4] == [("0.png", "plain", "disc"), *(("0.png", "every", p) for p in WORDINGS)]
+    assert asked[4][2] in WORDINGS and asked[5] == ("0.png", "wrong", "liver")
+    assert all(s.structure == "disc" and s.result_share == 1.0 for s in scores)
+    again = evaluate(everywhere, data_set, [random(7)])
+    assert again == [s for s in scores if s.kind == "random"]
 
 
-def test_means_say_how_many_cases_they_are_of(volumes, everywhere):
-    scores = evaluate(everywhere, open_data_set(volumes, "val"))
-    figures = by_structure(scores)
-    assert figures["ball"]["cases"] == figures["ball"]["hd95_cases"] == 1
-    nothing = [*scores, type(scores[0])("x", "ball", "ball", 0.0, 0.0, float("nan"), 0.1, 9, 0)]
-    total = means(nothing)
-    assert (total["cases"], total["hd95_cases"]) == (3, 2)
-    assert total["dice"] == pytest.approx(np.mean([s.dice for s in nothing]), abs=1e-4)
+def score(dice, kind="plain", case="a", prompt="disc", hd95=1.0, found=0.1, structure="disc"):
+    return Score(case, kind, structure, prompt, dice, dice, hd95, 0.9, 0.1, found)
+
+
+def test_means_say_how_many_cases_they_are_of():
+    total = means([score(0.8), score(0.4, hd95=float("nan")), score(0.6, hd95=3.0)])
+    assert (total["dice"], total["hd95"], total["cases"], total["hd95_cases"]) == (0.6, 2.0, 3, 2)
+    assert by_structure([score(1.0), score(0.0, structure="cube")])["cube"]["dice"] == 0
+
+
+def test_the_interval_of_a_mean_narrows_with_more_cases_and_holds_the_mean():
+    values = np.random.default_rng(1).uniform(0, 1, 400)
+    few, many = interval(values[:25]), interval(values)
+    assert few[0] < values[:25].mean() < few[1]
+    assert many[1] - many[0] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert many[1] - many[0] < few[1] - few[0]
+    assert interval([0.5]) == (0.5, 0.5)
+
+
+def test_differences_are_paired_by_question():
+    first = [score(0.2, case="a"), score(0.5, case="b"), score(0.9, case="only here")]
+    second = [score(0.6, case="b"), score(0.5, case="a")]
+    assert sorted(differences(first, second)) == pytest.approx([0.1, 0.3])
+
+
+def test_prompt_checks_can_be_counted_by_hand():
+    scores = [
+        score(0.8, case="a"),
+        score(0.6, case="b"),
+        score(0.2, "wrong", case="a", found=0.3),
+        score(0.0, "wrong", case="b", found=0.0),
+        score(0.8, "every", case="a"),
+        score(0.4, "every", case="a", prompt="round thing"),
+    ]
+    checks = prompt_checks(scores)
+    assert checks == pytest.approx(
+        {
+            "false_positive_share": 0.15,
+            "false_positive_rate": 0.5,
+            "surviving_share": 0.2 / 1.4,
+            "paraphrase_spread": 0.2,
+        },
+        abs=1e-4,
+    )
+    assert prompt_checks([score(0.8)]) == {}
+
+
+@pytest.fixture
+def evaluate_command(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["engine.evaluate", *map(str, arguments), "--device", "cpu"])
+        code = 0
+        try:
+            run(evaluate_module.main)
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_the_command_writes_scores_summaries_and_a_picture(evaluate_command, pictures, everywhere, tmp_path):
+    adapter, out = tmp_path / "everywhere", tmp_path / "out"
+    arguments = ["--data", pictures, "--split", "train", "--adapter", adapter, "-o", out]
+    code, _, errors = evaluate_command(*arguments, "--prompts", "p1", "all", "--wrong-prompt", "liver")
+    assert code == 0, errors
+    assert files(out) == {"scores.csv", "summary.md", "summary.json", "cases.png"}
+    with (out / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows if row["case"] == "1.png"] == ["disc", *WORDINGS, "liver"]
+    summary = json.loads((out / "summary.json").read_text())["adapters"][str(adapter)]
+    dices = [float(row["dice"]) for row in rows if row["kind"] == "plain"]
+    assert summary["prompts"]["plain"]["disc"]["dice"] == pytest.approx(np.mean(dices), abs=1e-4)
+    assert summary["prompt_checks"]["false_positive_rate"] == 1.0
+    assert "both masks are empty" in (out / "summary.md").read_text()
+    assert imread(out / "cases.png").shape[1] > 1000
+
+
+def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywhere, tiny_base, tmp_path):
+    strict = make_adapter(tmp_path / "strict", tiny_base, presence_threshold=1.0)
+    arguments = ["--data", volumes, "--split", "val", "-o", tmp_path / "out"]
+    code, _, errors = evaluate_command(*arguments, "--compare", tmp_path / "everywhere", strict)
+    assert code == 0, errors
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "Difference in Dice" in text and "| 2 |\n\nDice and IoU" in text
+    assert (tmp_path / "out" / "strict" / "cases.png").is_file()
+
+
+def test_a_split_without_cases_is_refused(evaluate_command, volumes, everywhere, tmp_path):
+    arguments = ["--data", volumes, "--adapter", tmp_path / "everywhere", "-o", tmp_path / "out"]
+    code, _, errors = evaluate_command(*arguments)
+    assert code == 2 and "has no case in its split 'test'" in errors
