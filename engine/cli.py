@@ -1,6 +1,7 @@
 """What the commands share: exit codes and progress."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,29 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 sys.excepthook = _uncaught  # Ctrl-C while a command still loads its libraries
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let work finish its step after Ctrl-C; a second Ctrl-C ends it at once.
+
+    Yields:
+        a function that says whether Ctrl-C was pressed.
+    """
+    pressed = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        print("finishing this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.errors import UserError
+from engine.files import sha256_of
 from engine.imaging.intensity import intensity_range, to_unit
 from engine.imaging.planes import orient
 from engine.imaging.reading import read_volume
@@ -74,6 +75,7 @@ class DataSet(Protocol):
     name: str
     annotations: list[Annotation]
     case_count: int
+    image_paths: list[Path]
 
     def cases(self) -> Iterator[Case]:
         """Read the pictures or volumes one after another, each with its reference masks."""
@@ -85,31 +87,70 @@ class DataSet(Protocol):
         """Return the mask as bool, (height, width)."""
 
 
-def open_data_set(folder: Path, split: str, planes: tuple[str, ...] = ("axial",)) -> DataSet:
+def open_data_set(
+    folder: Path, split: str, planes: tuple[str, ...] = ("axial",), left_out: frozenset[Path] = frozenset()
+) -> DataSet:
     """Open a folder in either layout.
 
     Args:
         folder: holds `anns/{train,val,test}.json` (MedVLSM) or `dataset.json` (Decathlon, nnU-Net).
         split: train, val or test.
         planes: the planes in which volumes are sliced; pictures ignore it.
+        left_out: images that are not wanted, by their paths.
 
     Raises:
         UserError: the folder is in neither layout, or a file that it names is missing or not valid.
     """
     if (folder / "anns").is_dir():
-        return PictureSet(folder, split)
+        return PictureSet(folder, split, left_out)
     if (folder / "dataset.json").is_file():
-        return VolumeSet(folder, split, planes)
+        return VolumeSet(folder, split, planes, left_out)
     raise UserError(f"{folder} holds neither anns/train.json (pictures) nor dataset.json (volumes)")
+
+
+def open_splits(folder: Path, planes: tuple[str, ...], drop_overlap: bool = False) -> dict[str, DataSet]:
+    """Open all splits of a folder, which must not share an image (by the bytes of the files).
+
+    Args:
+        drop_overlap: leave an image that two splits share out of the later one (of train, val, test).
+
+    Raises:
+        UserError: two splits share an image and `drop_overlap` is false; see also `open_data_set`.
+    """
+    sets: dict[str, DataSet] = {}
+    seen: dict[str, tuple[str, Path]] = {}
+    for split in SPLITS:
+        data_set = open_data_set(folder, split, planes)
+        shared = {}
+        for path in data_set.image_paths:
+            first = seen.setdefault(_hash(path), (split, path))
+            if first[0] != split:
+                shared[path] = first
+        if shared and not drop_overlap:
+            path, (other, twin) = next(iter(shared.items()))
+            raise UserError(
+                f"{folder}: the split '{split}' shares {len(shared)} image(s) with others, such as {path.name} "
+                f"with {twin.name} in '{other}', which would flatter the figures; add --drop-overlap to leave them out"
+            )
+        sets[split] = open_data_set(folder, split, planes, frozenset(shared)) if shared else data_set
+    return sets
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}), though a split names it") from error
 
 
 class PictureSet:
     """Pictures with masks: `images/`, `masks/` and `anns/{split}.json` (the MedVLSM layout)."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str, left_out: frozenset[Path]):
         self.name = folder.name
         self._folder = folder
         rows = _read_json(folder / "anns" / f"{split}.json")
+        rows = [row for row in rows if folder / "images" / row["img_name"] not in left_out]
         self.annotations = sorted(map(self._annotation, rows), key=lambda annotation: annotation.case)
 
     def image(self, annotation: Annotation) -> np.ndarray:
@@ -123,6 +164,11 @@ class PictureSet:
     @property
     def case_count(self) -> int:
         return len({annotation.case for annotation in self.annotations})
+
+    @property
+    def image_paths(self) -> list[Path]:
+        names = dict.fromkeys(annotation.case for annotation in self.annotations)
+        return [self._folder / "images" / name for name in names]
 
     def cases(self) -> Iterator[Case]:
         for name, group in groupby(self.annotations, key=lambda annotation: annotation.case):
@@ -142,11 +188,11 @@ class VolumeSet:
     their names are the prompts. Slices of one value are left out.
     """
 
-    def __init__(self, folder: Path, split: str, planes: tuple[str, ...]):
+    def __init__(self, folder: Path, split: str, planes: tuple[str, ...], left_out: frozenset[Path]):
         self.name = folder.name
         description = _read_json(folder / "dataset.json")
         self._labels = _label_values(description["labels"])
-        self._pairs = _pairs_of_split(folder, description, split)
+        self._pairs = [pair for pair in _pairs_of_split(folder, description, split) if pair[0] not in left_out]
         self.annotations = [
             annotation
             for index in range(len(self._pairs))
@@ -167,6 +213,10 @@ class VolumeSet:
     @property
     def case_count(self) -> int:
         return len(self._pairs)
+
+    @property
+    def image_paths(self) -> list[Path]:
+        return [image for image, _ in self._pairs]
 
     def cases(self) -> Iterator[Case]:
         for index, (path, _) in enumerate(self._pairs):

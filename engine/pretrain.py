@@ -14,11 +14,11 @@ from rich.console import Console
 from engine import __version__
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights
 from engine.cli import progress_bar, run
-from engine.data import DataSet
+from engine.data import DataSet, open_splits
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
 from engine.model.clipseg import CLIPSeg
-from engine.pretraining import Recipe, Step, build, open_sources, pretrain
+from engine.pretraining import Recipe, Step, build, open_sources, pretrain, source_folders
 from engine.segmenter import Segmenter
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
 
     started = time.time()
-    sets = open_sources(recipe, options.data, "train")
+    sets = open_sources(recipe, options.data)
     network, tokenizer = build(recipe, sets)
     if options.device == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
         network.set_attn_implementation("eager")
@@ -51,16 +51,20 @@ def main() -> None:
         {"size": {"height": recipe.network["side"], "width": recipe.network["side"]}}
         | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     )
-    metrics = measure(options.output, open_sources(recipe, options.data, "test"), options.device)
+    metrics = measure(options.output, source_folders(recipe, options.data), options.device)
     seconds = time.time() - started
     _write_json(options.output / "card.json", _card(recipe, sets, metrics, options, seconds))
 
 
-def measure(folder: Path, sets: Sequence[DataSet], device: str) -> dict[str, dict]:
-    """Return {data set: {prompt: figures}} of a saved base on test splits, with the plain class prompts."""
-    segmenter = Segmenter(base=str(folder), device=device)
+def measure(base: Path, folders: Sequence[Path], device: str) -> dict[str, dict]:
+    """Return {data set: {prompt: figures}} of a saved base on the test splits, with the plain class prompts and
+    without the images that a training split holds too."""
+    segmenter = Segmenter(base=str(base), device=device)
     metrics = {}
-    for data_set in (s for s in sets if s.case_count):
+    for folder in folders:
+        data_set = open_splits(folder, ("axial",), drop_overlap=True)["test"]
+        if not data_set.case_count:
+            continue
         with progress_bar(f"testing {data_set.name}", data_set.case_count) as update:
             scores = evaluate(segmenter, data_set, on_case=update)
         metrics[data_set.name] = by_structure(scores)

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD
+from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet, open_data_set
 from engine.errors import UserError
-from engine.files import replacing
 from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
@@ -63,22 +61,26 @@ class Step:
     loss: float
 
 
-def open_sources(recipe: Recipe, roots: Sequence[Path], split: str) -> list[DataSet]:
-    """Open the recipe's data sets, each in the first of `roots` that holds it.
-
-    Volumes are sliced in the source's planes for training, and in the axial one for validation and test.
+def source_folders(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
+    """Find the recipe's data sets, each in the first of `roots` that holds it.
 
     Raises:
         UserError: none of the roots holds a data set.
     """
-    sets = []
+    folders = []
     for source in recipe.sources:
         folder = next((root / source["folder"] for root in roots if (root / source["folder"]).is_dir()), None)
         if folder is None:
             raise UserError(f"the data set {source['folder']} is in none of {', '.join(map(str, roots))}")
-        planes = source.get("planes", ["axial"]) if split == "train" else ["axial"]
-        sets.append(open_data_set(folder, split, tuple(planes)))
-    return sets
+        folders.append(folder)
+    return folders
+
+
+def open_sources(recipe: Recipe, roots: Sequence[Path]) -> list[DataSet]:
+    """Open the training splits of the recipe's data sets, volumes sliced in the source's planes."""
+    planes = [tuple(source.get("planes", ("axial",))) for source in recipe.sources]
+    folders = source_folders(recipe, roots)
+    return [open_data_set(folder, "train", cut) for folder, cut in zip(folders, planes, strict=True)]
 
 
 def wordings(data_set: DataSet) -> set[str]:
@@ -136,7 +138,8 @@ def pretrain(
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
     loss_of = SegmentationLoss()
-    done = _load_checkpoint(checkpoint, model, optimizer) if resume and checkpoint.is_file() else 0
+    parameters = dict(model.named_parameters())
+    done = load_checkpoint(checkpoint, parameters, optimizer)[0]["done"] if resume else 0
     for index, stage in enumerate(Stage(**values) for values in recipe.stages):
         start, done = min(done, stage.steps), max(0, done - stage.steps)
         for number, batch in enumerate(_batches(recipe, sets, stage, index, start), start=start + 1):
@@ -146,7 +149,7 @@ def pretrain(
             on_step(Step(index, number, stage.steps, loss))
             if number % checkpoint_every == 0 or number == stage.steps:
                 before = sum(values["steps"] for values in recipe.stages[:index])
-                _save_checkpoint(checkpoint, model, optimizer, before + number)
+                save_checkpoint(checkpoint, parameters, optimizer, {"done": before + number})
 
 
 def learning_rate(stage: Stage, number: int) -> float:
@@ -193,32 +196,10 @@ def _step(model: CLIPSeg, tokenizer, batch: tuple, optimizer, loss_of: Segmentat
     pixel_values = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     input_ids = encode_prompts(tokenizer, prompts).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16):
-        maps = model.encode_images(pixel_values).repeat_interleave(len(prompts) // len(images), dim=0)
-        logits = model.decode(maps, model.encode_prompts(input_ids))
+        logits = model(pixel_values, input_ids)
     loss = loss_of(logits.float(), masks)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.item()
-
-
-def _save_checkpoint(path: Path, model: CLIPSeg, optimizer: torch.optim.Optimizer, done: int) -> None:
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    with replacing(path) as temporary:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata={"done": str(done)})
-
-
-def _load_checkpoint(path: Path, model: CLIPSeg, optimizer: torch.optim.Optimizer) -> int:
-    tensors = load_file(path, device=str(model.device))
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[f"model.{name}"])
-        prefix = f"optimizer.{name}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if state:
-            optimizer.state[parameter] = state
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["done"])

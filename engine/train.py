@@ -1,25 +1,34 @@
-"""Train an adapter on a frozen base from a folder of labelled images; write a bundle with the best one."""
+"""Train an adapter on a frozen base from a folder of labelled images; write a bundle with the best one.
+
+Beside the bundle, run/ keeps the plan, the environment, the log, the curves and a checkpoint to go on from."""
 
 import argparse
-from dataclasses import asdict, fields
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from datetime import date
 from pathlib import Path
+from statistics import mean, stdev
 
 from rich.console import Console
 
 from engine import __version__
-from engine.bases import open_base
+from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, save_bundle
-from engine.cli import progress_bar, run
-from engine.data import DataSet, open_data_set
+from engine.cli import interruptible, progress_bar, run
+from engine.data import DataSet, open_splits
 from engine.devices import choose_device
-from engine.errors import UserError
+from engine.errors import Cancelled, UserError
 from engine.evaluation import by_structure, evaluate, means
+from engine.files import write_text
 from engine.imaging.planes import PLANES
-from engine.model.adapter import PLACEMENTS, Adapter
+from engine.losses import LOSSES
+from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
+from engine.runs import CHECKPOINT, read_plan, write_log, write_start
 from engine.segmenter import Segmenter
-from engine.training import Epoch, Plan, train
+from engine.training import Epoch, Plan, Trainer
 
 OTHER_STRUCTURES = (
     "liver",
@@ -35,16 +44,104 @@ OTHER_STRUCTURES = (
 
 def main() -> None:
     options = _parser().parse_args()
-    if (options.output / "card.json").exists() and not options.overwrite:
-        raise UserError(f"{options.output} holds an adapter already; add --overwrite to replace it")
+    plan = _plan(options)
     base = open_base(options.base)
     planes = PLANES if options.planes == "all" else (options.planes,)
-    sets = {split: open_data_set(options.data, split, planes) for split in ("train", "val", "test")}
-    training_set = sets["train"]
-    plan = Plan(**{f.name: getattr(options, f.name) for f in fields(Plan)}).resolved()
-    prompts = sorted({a.plain_prompt for a in training_set.annotations})
-    card = AdapterCard(
-        name=options.output.resolve().name,
+    sets = open_splits(options.data, planes, options.drop_overlap)
+    if options.seeds is None:
+        _train_one(plan, base, sets, options.output, options)
+        return
+    results = {}
+    for seed in options.seeds:
+        print(f"seed {seed}")
+        folder = options.output / f"seed-{seed}"
+        results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, options)
+    _summarise_seeds(options.output, results)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """Return the plan: a flag goes before the YAML file, and that before the default."""
+    names = {field.name for field in fields(Plan)}
+    flags = {name: value for name, value in vars(options).items() if name in names}
+    from_file = read_plan(options.config) if options.config else {}
+    return Plan(**(from_file | flags)).resolved()
+
+
+def _train_one(
+    plan: Plan, base: Base, sets: dict[str, DataSet], output: Path, options: argparse.Namespace
+) -> dict | None:
+    """Train one adapter and test it; return the means over the test split, None where there is none."""
+    if (output / "card.json").exists() and not (options.overwrite or options.resume):
+        raise UserError(f"{output} holds an adapter already; add --overwrite to replace it, or --resume to go on")
+    folder = output / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
+    others = [name for name in OTHER_STRUCTURES if name not in prompts]
+    validation_set = sets["val"] if sets["val"].annotations else None
+    device = choose_device(options.device)
+    trainer = Trainer(base, plan, sets["train"], validation_set, others, folder / CHECKPOINT, device)
+    if options.resume:
+        trainer.resume()
+    card = _card(plan, base, prompts, output, options)
+    if trainer.accelerator.is_main_process:
+        write_start(folder, plan, options.data, base.name, str(trainer.accelerator.device))
+        counts = {split: len(data_set.annotations) for split, data_set in sets.items()}
+        print(f"annotations: {counts['train']} for training, {counts['val']} for validation")
+    with _telling_how_to_go_on():
+        _run(trainer, card, output)
+    if not trainer.accelerator.is_main_process:
+        return None
+    scores = _test(output, options, sets["test"])
+    metrics = {f"{sets['test'].name}, test split, plain class prompt": by_structure(scores)} if scores else {}
+    save_bundle(output, trainer.model.adapter, replace(_finished(card, trainer), metrics=metrics))
+    print(f"wrote {output}")
+    return means(scores) if scores else None
+
+
+def _run(trainer: Trainer, card: AdapterCard, output: Path) -> None:
+    main_process = trainer.accelerator.is_main_process
+    with progress_bar("training", 1) as update, interruptible() as interrupted:
+
+        def on_step(done: int, total: int) -> None:
+            number = len(trainer.history) + 1
+            if main_process:
+                update(done, total=total, note=f"epoch {number} of at most {trainer.plan.epochs}")
+            if interrupted():
+                raise Cancelled
+
+        def on_epoch(epoch: Epoch) -> None:
+            if main_process:
+                write_log(output / "run", trainer.history)
+                if epoch.best:
+                    save_bundle(output, trainer.model.adapter, _finished(card, trainer))
+                Console().print(_line(epoch))
+
+        trainer.train(on_step, on_epoch)
+
+
+@contextmanager
+def _telling_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except Cancelled:
+        print("the run is saved; go on with the same command and --resume")
+        raise
+
+
+def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
+    seconds = round(sum(epoch.seconds for epoch in trainer.history))
+    training = asdict(trainer.plan) | {
+        "parameters": sum(p.numel() for p in trainer.model.adapter.parameters()),
+        "seconds": seconds,
+        "epochs_run": len(trainer.history),
+        "device": str(trainer.accelerator.device),
+    }
+    return replace(card, training=training)
+
+
+def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: argparse.Namespace) -> AdapterCard:
+    return AdapterCard(
+        name=output.resolve().name,
         method=plan.method,
         placement=plan.placement,
         hidden_size=plan.hidden_size,
@@ -57,53 +154,32 @@ def main() -> None:
         created=date.today().isoformat(),
         engine_version=__version__,
     )
-    print(
-        f"{len(training_set.annotations)} annotations for training, {len(sets['val'].annotations)} for validation"
-    )
-    model, history = _train(base, plan, sets, [s for s in OTHER_STRUCTURES if s not in prompts], card, options)
-    values = asdict(card) | {
-        "training": asdict(plan) | {"seconds": round(sum(e.seconds for e in history)), "epochs_run": len(history)},
-    }
-    save_bundle(options.output, model.adapter, AdapterCard(**values))
-    values["metrics"] = _test(options.output, options, sets["test"])
-    save_bundle(options.output, model.adapter, AdapterCard(**values))
-    print(f"wrote {options.output}")
 
 
-def _train(base, plan: Plan, sets: dict[str, DataSet], absent: list[str], card: AdapterCard, options):
-    history: list[Epoch] = []
-    validation_set = sets["val"] if sets["val"].annotations else None
-    with progress_bar("epoch 1", 1) as update:
-
-        def on_epoch(epoch: Epoch, adapter: Adapter) -> None:
-            history.append(epoch)
-            if epoch.best:
-                save_bundle(options.output, adapter, card)
-            Console().print(_line(epoch))
-
-        model = train(
-            base,
-            plan,
-            sets["train"],
-            validation_set,
-            absent,
-            choose_device(options.device),
-            on_step=lambda done, total: update(done, total=total, note=f"epoch {len(history) + 1}"),
-            on_epoch=on_epoch,
-        )
-    return model, history
-
-
-def _test(bundle: Path, options: argparse.Namespace, test_set: DataSet) -> dict:
-    """Return the figures of a written bundle on the test split, segmenting as a user would."""
+def _test(bundle: Path, options: argparse.Namespace, test_set: DataSet) -> list:
+    """Return the scores of a written bundle on the test split, segmenting as a user would."""
     if not test_set.case_count:
-        return {}
+        return []
     segmenter = Segmenter(str(bundle), options.base, options.device)
     with progress_bar("testing", test_set.case_count) as update:
         scores = evaluate(segmenter, test_set, on_case=update)
     total = means(scores)
-    print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}")
-    return {f"{test_set.name}, test split, plain class prompt": by_structure(scores)}
+    print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}")
+    return scores
+
+
+def _summarise_seeds(output: Path, results: dict[int, dict | None]) -> None:
+    """Print and write the mean and the spread over seeds."""
+    if any(result is None for result in results.values()):
+        return
+    summary = {}
+    for figure in ("dice", "iou", "hd95"):
+        values = [result[figure] for result in results.values() if result[figure] is not None]
+        if values:
+            spread = stdev(values) if len(values) > 1 else 0.0
+            summary[figure] = {"mean": mean(values), "spread": spread, "seeds": values}
+            print(f"test {figure}: {mean(values):.3f} ± {spread:.3f} over {len(values)} seeds")
+    write_text(output / "seeds.json", json.dumps(summary, indent=1) + "\n")
 
 
 def _line(epoch: Epoch) -> str:
@@ -114,34 +190,49 @@ def _line(epoch: Epoch) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = Plan()
     parser = argparse.ArgumentParser(prog="python -m engine.train", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with anns/train.json or dataset.json")
     add("-o", "--output", type=Path, required=True, help="folder of the new adapter; its name is the adapter's")
     add("--base", default="mini", help="name or folder of the base (default: mini)")
-    add("--method", choices=METHODS, default=defaults.method)
-    add("--placement", choices=PLACEMENTS, help="where adapters act (default: VL)")
-    add("--hidden-size", type=int, help="width of the bottlenecks (default: the paper's for the method)")
     add("--planes", choices=(*PLANES, "all"), default="axial", help="how volumes are sliced (default: axial)")
-    add("--epochs", type=int, default=defaults.epochs, help="at most (default: 200)")
-    add("--batch-size", type=int, default=defaults.batch_size)
-    add("--samples-per-epoch", type=int, help="default: every annotation")
-    add("--learning-rate", type=float, help="default: the method's own; 1e-3 for dense, 3e-4 for shallow")
-    add("--weight-decay", type=float, default=defaults.weight_decay)
-    add("--gradient-clip", type=float, default=defaults.gradient_clip)
-    add("--plateau-epochs", type=int, default=defaults.plateau_epochs)
-    add("--patience-epochs", type=int, default=defaults.patience_epochs)
-    add("--absent-rate", type=float, default=defaults.absent_rate, help="share of prompts of absent structures")
-    add("--prompts-per-image", type=int, default=defaults.prompts_per_image)
-    add("--augment", action="store_true", help="change shape and intensity at random")
-    add("--mirror", action="store_true", help="with --augment, also mirror left and right")
-    add("--seed", type=int, default=defaults.seed)
-    add("--device", default="auto")
+    add("--drop-overlap", action="store_true", help="leave images that two splits share out of the later one")
+    add("--config", type=Path, help="YAML file with hyper-parameters; flags go before it")
+    add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
-    add("--overwrite", action="store_true")
+    add("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")
+    add("--overwrite", action="store_true", help="replace an adapter that is there")
+    _add_plan(parser.add_argument_group("hyper-parameters", "the defaults are the paper's where it has them"))
     return parser
+
+
+def _add_plan(group) -> None:
+    defaults = Plan()
+
+    def add(flag: str, text: str = "", **settings) -> None:
+        default = getattr(defaults, flag[2:].replace("-", "_"))
+        shown = f"{text} (default: {'by method' if default is None else default})".strip()
+        group.add_argument(flag, default=argparse.SUPPRESS, help=shown, **settings)
+
+    add("--method", choices=METHODS)
+    add("--placement", "where adapters act", choices=PLACEMENTS)
+    add("--hidden-size", "width of the bottlenecks, or LoRA's rank", type=int)
+    add("--epochs", "at most", type=int)
+    add("--batch-size", type=int)
+    add("--samples-per-epoch", "every annotation, if not given", type=int)
+    add("--learning-rate", type=float)
+    add("--weight-decay", type=float)
+    add("--gradient-clip", type=float)
+    add("--loss", "'reference' repeats the paper's code", choices=LOSSES)
+    add("--plateau-epochs", "without a lower validation loss before the rate falls", type=int)
+    add("--patience-epochs", "without a better validation Dice before training stops", type=int)
+    add("--absent-rate", "share of prompts of absent structures", type=float)
+    add("--prompts-per-image", type=int)
+    add("--augment", "change shape and intensity at random", action="store_true")
+    add("--mirror", "with --augment, also mirror left and right", action="store_true")
+    add("--seed", type=int)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,39 @@
-"""Train an adapter on a frozen base: draw samples, step, validate, keep the best."""
+"""Train an adapter on a frozen base: draw samples, step, validate, keep the best; stop and go on anywhere."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from engine.bases import Base
+from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
-from engine.losses import SegmentationLoss
+from engine.devices import choose_dtype
+from engine.errors import Cancelled, UserError
+from engine.losses import LOSSES
 from engine.metrics import dice
-from engine.model.adapter import Adapter, BaseShape
+from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_adapter
 from engine.prompts import encode_prompts
 from engine.samples import Sampler, collate
 
 # dense and shallow: the paper's; the others: what is usual for them
-LEARNING_RATES = {"dense": 1e-3, "shallow": 3e-4, "telescopic": 1e-3, "lora": 1e-3, "decoder": 3e-4, "full": 1e-4}
+LEARNING_RATES = {
+    "dense": 1e-3,
+    "shallow": 3e-4,
+    "telescopic": 1e-3,
+    "lora": 1e-3,
+    "decoder": 3e-4,
+    "full": 1e-4,
+}
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
+MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Plan:
         placement, hidden_size, learning_rate: the method's own when None.
         samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
         absent_rate: the share of prompts that name something absent, with an empty mask.
+        loss: a key of `LOSSES`.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by 0.3.
         patience_epochs: without a better validation Dice, before training stops.
     """
@@ -44,6 +58,7 @@ class Plan:
     learning_rate: float | None = None
     weight_decay: float = 1e-3
     gradient_clip: float = 0.5
+    loss: str = "logits"
     plateau_epochs: int = 5
     patience_epochs: int = 20
     absent_rate: float = 0.1
@@ -54,11 +69,12 @@ class Plan:
 
     def resolved(self) -> "Plan":
         """Return the plan with the method's own values where none were given."""
+        method = METHODS[self.method]
         return replace(
             self,
+            placement=method.placements[0] if self.placement is None else self.placement,
+            hidden_size=self.hidden_size or method.hidden_size,
             learning_rate=self.learning_rate or LEARNING_RATES[self.method],
-            placement=METHODS[self.method].placements[0] if self.placement is None else self.placement,
-            hidden_size=self.hidden_size or METHODS[self.method].hidden_size,
         )
 
 
@@ -75,114 +91,193 @@ class Epoch:
     best: bool
 
 
-def train(
-    base: Base,
-    plan: Plan,
-    training_set: DataSet,
-    validation_set: DataSet | None,
-    absent_prompts: Sequence[str],
-    device: torch.device,
-    on_step: Callable[[int, int], None],
-    on_epoch: Callable[[Epoch, Adapter], None],
-) -> CLIPSeg:
-    """Train until the plan's epochs are over or validation no longer improves.
+@dataclass
+class _Standing:
+    """Where a run stands: `step` batches of `epoch` are done, with these losses."""
+
+    epoch: int = 1
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    history: list[Epoch] = field(default_factory=list)
+
+
+class Trainer:
+    """A run of training.
 
     Args:
+        plan: the hyper-parameters.
         absent_prompts: wordings that fit no training image.
-        on_step: called with samples done and in all of an epoch.
-        on_epoch: called with the figures of an epoch and the adapter; keep the adapter when it is the best.
+        validation_set: None keeps the adapter of the last epoch as the best.
+        checkpoint: the file from which an interrupted run goes on.
+        device: where to train; under `accelerate launch`, accelerate says where.
 
-    Returns:
-        the model with the best adapter (the last one without a validation set).
+    Attributes:
+        model: the base with the adapter.
+        history: the epochs so far.
     """
-    plan = plan.resolved()
-    torch.manual_seed(plan.seed)
-    network = base.load_network()
-    adapter = build_adapter(plan.method, plan.placement, BaseShape.of(network.config), plan.hidden_size)
-    trainer = _Trainer(base, plan, CLIPSeg(network, adapter).to(device))
-    samples = Sampler(
-        training_set,
-        base.side,
-        augment=plan.augment,
-        mirror=plan.mirror,
-        absent_prompts=absent_prompts,
-        absent_rate=plan.absent_rate,
-        prompts_per_image=plan.prompts_per_image,
-    )
-    validation = Sampler(validation_set, base.side, plain_rate=1.0) if validation_set else None
-    best_dice, best_epoch, best_weights = -1.0, 0, {}
-    for number in range(1, plan.epochs + 1):
-        started = time.time()
-        training_loss = trainer.run_epoch(samples, number, on_step)
-        loss, score = trainer.validate(validation) if validation else (float("nan"), float("nan"))
-        trainer.scheduler.step(loss if validation else training_loss)
-        best = validation is None or score > best_dice
-        if best:
-            best_dice, best_epoch = score, number
-            best_weights = {name: weight.clone() for name, weight in adapter.state_dict().items()}
-        rate = trainer.optimizer.param_groups[0]["lr"]
-        on_epoch(Epoch(number, training_loss, loss, score, rate, time.time() - started, best), adapter)
-        if number - best_epoch >= plan.patience_epochs:
-            break
-    adapter.load_state_dict(best_weights)
-    return trainer.model.eval()
 
-
-class _Trainer:
-    def __init__(self, base: Base, plan: Plan, model: CLIPSeg):
-        self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.adapter.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+    def __init__(
+        self,
+        base: Base,
+        plan: Plan,
+        training_set: DataSet,
+        validation_set: DataSet | None,
+        absent_prompts: Sequence[str],
+        checkpoint: Path,
+        device: torch.device,
+    ):
+        self.plan = plan = plan.resolved()
+        self.accelerator = Accelerator(
+            mixed_precision=MIXED_PRECISION[choose_dtype("auto", device)], cpu=device.type == "cpu"
         )
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, factor=0.3, patience=plan.plateau_epochs
+        torch.manual_seed(plan.seed)
+        network = base.load_network()
+        adapter = build_adapter(plan.method, plan.placement, BaseShape.of(network.config), plan.hidden_size)
+        self.model = CLIPSeg(network, adapter).to(self.accelerator.device)
+        self._parameters = dict(self.model.adapter.named_parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
-        self._plan = plan
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._optimizer, factor=0.3, patience=plan.plateau_epochs
+        )
+        self._forward_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
+        self._samples = Sampler(
+            training_set,
+            base.side,
+            augment=plan.augment,
+            mirror=plan.mirror,
+            absent_prompts=absent_prompts,
+            absent_rate=plan.absent_rate,
+            prompts_per_image=plan.prompts_per_image,
+        )
+        self._validation = Sampler(validation_set, base.side, plain_rate=1.0) if validation_set else None
         self._tokenizer = base.load_tokenizer()
-        self._mean = torch.tensor(base.mean, device=model.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(base.std, device=model.device).view(1, 3, 1, 1)
-        self._loss = SegmentationLoss()
+        self._mean = torch.tensor(base.mean, device=self.accelerator.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(base.std, device=self.accelerator.device).view(1, 3, 1, 1)
+        self._loss = LOSSES[plan.loss]()
+        self._checkpoint = checkpoint
+        self._standing = _Standing()
+        self._best_weights: dict[str, Tensor] = {}
 
-    def run_epoch(self, samples: Sampler, epoch: int, on_step: Callable[[int, int], None]) -> float:
-        """Return the mean training loss of an epoch."""
+    @property
+    def history(self) -> list[Epoch]:
+        return self._standing.history
+
+    def resume(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            UserError: there is none, or it is of a run with another plan.
+        """
+        state, self._best_weights = load_checkpoint(self._checkpoint, self._parameters, self._optimizer)
+        planned = asdict(self.plan)
+        changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key != "epochs"]
+        if changed:
+            raise UserError(
+                f"{self._checkpoint} is of a run with another {', '.join(changed)}; resume it with the same"
+            )
+        self._scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(self._optimizer.param_groups, state["learning_rates"], strict=True):
+            group["lr"] = rate
+        history = [Epoch(**values) for values in state["standing"].pop("history")]
+        self._standing = _Standing(**state["standing"], history=history)
+
+    def train(self, on_step: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]) -> None:
+        """Train until the plan's epochs are over or validation no longer improves; `model` then has the best
+        adapter.
+
+        Args:
+            on_step: called with samples done and in all of an epoch; raise `Cancelled` in it to stop, and
+                the run can go on from its checkpoint.
+            on_epoch: called with an epoch's figures; if it is the best one, keep the adapter.
+        """
+        standing = self._standing
+        try:
+            while standing.epoch <= self.plan.epochs and not self._is_over():
+                self._run_epoch(on_step, on_epoch)
+        except Cancelled:
+            self._save()
+            raise
+        self.model.adapter.load_state_dict(self._best_weights)
+        self.model.eval()
+
+    def _is_over(self) -> bool:
+        standing = self._standing
+        return standing.epoch - 1 - standing.best_epoch >= self.plan.patience_epochs
+
+    def _run_epoch(self, on_step: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]) -> None:
+        standing, started = self._standing, time.time()
+        self._step_through(on_step)
+        training_loss = float(np.mean(standing.losses))
+        loss, score = self._validate() if self._validation else (float("nan"), float("nan"))
+        self._scheduler.step(loss if self._validation else training_loss)
+        best = self._validation is None or score > standing.best_dice
+        if best:
+            standing.best_dice, standing.best_epoch = score, standing.epoch
+            self._best_weights = {n: w.detach().clone() for n, w in self.model.adapter.state_dict().items()}
+        rate = self._optimizer.param_groups[0]["lr"]
+        epoch = Epoch(standing.epoch, training_loss, loss, score, rate, time.time() - started, best)
+        standing.history.append(epoch)
+        standing.epoch, standing.step, standing.losses = standing.epoch + 1, 0, []
+        self._save()
+        on_epoch(epoch)
+
+    def _step_through(self, on_step: Callable[[int, int], None]) -> None:
         self.model.train()
-        positions = _positions(samples, self._plan, epoch)
-        losses = []
-        for start in range(0, len(positions), self._plan.batch_size):
-            chosen = positions[start : start + self._plan.batch_size]
-            loss, _ = self._forward([samples.draw(int(p), (self._plan.seed, epoch)) for p in chosen])
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self._plan.gradient_clip)
-            self.optimizer.step()
-            losses.append(loss.item())
+        plan, standing = self.plan, self._standing
+        positions = _positions(self._samples, plan, standing.epoch)
+        for start in range(standing.step * plan.batch_size, len(positions), plan.batch_size):
+            chosen = positions[start : start + plan.batch_size]
+            own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+            loss, _ = self._forward([self._samples.draw(int(p), (plan.seed, standing.epoch)) for p in own])
+            self._prepared.zero_grad()
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self._parameters.values(), plan.gradient_clip)
+            self._prepared.step()
+            standing.losses.append(self.accelerator.reduce(loss.detach(), "mean").item())
+            standing.step += 1
             on_step(start + len(chosen), len(positions))
-        return float(np.mean(losses))
 
-    @torch.inference_mode()
-    def validate(self, samples: Sampler) -> tuple[float, float]:
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
         """Return the mean loss and the mean Dice for the plain prompts, at the base's resolution."""
         self.model.eval()
-        present = _present(samples)
+        present = _present(self._validation)
         positions = present[:: max(1, len(present) // LARGEST_VALIDATION)]
-        losses, scores = [], []
-        for start in range(0, len(positions), self._plan.batch_size):
-            batch = [samples.draw(p, (0, 0)) for p in positions[start : start + self._plan.batch_size]]
+        own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(3, device=self.accelerator.device)  # of losses, of Dice, of samples
+        for start in range(0, len(own), self.plan.batch_size):
+            batch = [self._validation.draw(p, (0, 0)) for p in own[start : start + self.plan.batch_size]]
             loss, logits = self._forward(batch)
-            losses.append(loss.item() * len(batch))
-            for result, sample in zip((logits > 0).cpu(), batch, strict=True):
-                truth = sample.masks[0] > 0
-                scores.append(dice(int((result & truth).sum()), int(result.sum()), int(truth.sum())))
-        return sum(losses) / len(positions), float(np.mean(scores))
+            truths = torch.cat([sample.masks for sample in batch]).to(logits.device) > 0
+            scores = [
+                dice(int((result & truth).sum()), int(result.sum()), int(truth.sum()))
+                for result, truth in zip(logits > 0, truths, strict=True)
+            ]
+            sums += torch.tensor([loss.item() * len(batch), sum(scores), len(batch)], device=sums.device)
+        losses, scores, count = self.accelerator.reduce(sums, "sum").tolist()
+        return losses / count, scores / count
 
     def _forward(self, batch: list) -> tuple[Tensor, Tensor]:
         images, prompts, masks = collate(batch)
-        pixel_values = (images.to(self.model.device) - self._mean) / self._std
-        input_ids = encode_prompts(self._tokenizer, prompts).to(self.model.device)
-        with torch.autocast(self.model.device.type, torch.bfloat16):
-            maps = self.model.encode_images(pixel_values).repeat_interleave(len(prompts) // len(images), dim=0)
-            logits = self.model.decode(maps, self.model.encode_prompts(input_ids)).float()
-        return self._loss(logits, masks.to(self.model.device)), logits
+        pixel_values = (images.to(self.accelerator.device) - self._mean) / self._std
+        input_ids = encode_prompts(self._tokenizer, prompts).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            logits = self._forward_model(pixel_values, input_ids).float()
+        return self._loss(logits, masks.to(logits.device)), logits
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "plan": asdict(self.plan),
+                "standing": asdict(self._standing),
+                "scheduler": self._scheduler.state_dict(),
+                "learning_rates": [group["lr"] for group in self._optimizer.param_groups],
+            }
+            save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, self._best_weights)
 
 
 def _positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From labelled images to a base and to an adapter, by the commands that a user runs."""
 
 import contextlib
+import itertools
 import json
 import sys
 
@@ -18,7 +19,7 @@ from engine.bundle import read_card
 from engine.cli import run
 from engine.errors import UserError
 from engine.imaging.reading import read_volume
-from engine.losses import SegmentationLoss
+from engine.losses import ReferenceLoss, SegmentationLoss
 from engine.metrics import dice
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS
@@ -48,6 +49,9 @@ def test_the_loss_of_a_perfect_answer_is_almost_nothing_and_of_its_opposite_larg
     masks = (torch.arange(64).view(1, 8, 8) % 8 < 3).float()
     right, wrong = (SegmentationLoss()((2 * masks - 1) * 20 * sign, masks).item() for sign in (1, -1))
     assert right < 0.01 and wrong > 10
+    reference = ReferenceLoss()((2 * masks - 1) * 20, masks).item()
+    foreground = masks.mean().item()
+    assert reference == pytest.approx(0.3133 * foreground + 0.6931 * (1 - foreground), abs=0.01)
     empty = torch.zeros(1, 8, 8)
     assert SegmentationLoss()(empty - 20, empty) < 0.01  # nothing found where nothing is
 
@@ -99,6 +103,102 @@ def test_the_same_seed_gives_the_same_adapter(train_command, pictures, tmp_path)
         assert train_command("--data", pictures, "-o", tmp_path / name, "--epochs", 2, "--augment")[0] == 0
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter.safetensors")
+
+
+def interrupting_after(steps: int):
+    """A stand-in for Ctrl-C: says yes once `steps` steps are done."""
+
+    @contextlib.contextmanager
+    def interruptible():
+        counter = itertools.count(1)
+        yield lambda: next(counter) == steps
+
+    return interruptible
+
+
+@pytest.mark.parametrize("steps", [3, 4])  # in the middle of an epoch, and at its end
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(train_command, pictures, tmp_path, monkeypatch, steps):
+    options = ["--data", pictures, "--epochs", 4, "--batch-size", 1, "--augment", "--mirror"]
+    assert train_command(*options, "-o", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "interruptible", interrupting_after(steps))
+        patch.setattr("engine.cli._stop", lambda: sys.exit(130))
+        code, printed, _ = train_command(*options, "-o", tmp_path / "parts")
+    assert code == 130 and "go on with the same command and --resume" in printed
+    code, printed, errors = train_command(*options, "-o", tmp_path / "parts", "--resume")
+    assert code == 0, errors
+    whole, parts = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    logs = [(tmp_path / name / "run" / "log.csv").read_text().splitlines() for name in ("whole", "parts")]
+    without_seconds = [[line.rsplit(",", 2)[0] for line in log] for log in logs]
+    assert without_seconds[0] == without_seconds[1] and len(logs[0]) == 5
+
+
+def test_a_run_resumes_only_with_its_own_plan(train_command, pictures, tmp_path):
+    options = ["--data", pictures, "-o", tmp_path / "out"]
+    assert train_command(*options, "--epochs", 1)[0] == 0
+    code, _, errors = train_command(*options, "--epochs", 1, "--resume", "--learning-rate", 0.5)
+    assert code == 2 and "another learning_rate" in errors
+    (tmp_path / "out" / "run" / "checkpoint.safetensors").write_bytes(b"half")
+    code, _, errors = train_command(*options, "--epochs", 1, "--resume")
+    assert code == 2 and "is not a checkpoint of this training" in errors
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "new", "--resume")
+    assert code == 2 and "no checkpoint" in errors
+
+
+def test_the_run_folder_says_how_the_adapter_was_made(train_command, pictures, tmp_path):
+    (tmp_path / "plan.yaml").write_text("method: shallow\nepochs: 3\nbatch_size: 2\n")
+    out = tmp_path / "out"
+    code, _, errors = train_command(
+        "--data", pictures, "-o", out, "--config", tmp_path / "plan.yaml", "--epochs", 2
+    )
+    assert code == 0, errors
+    assert files(out / "run") == {
+        "plan.yaml",
+        "environment.json",
+        "log.csv",
+        "curves.png",
+        "checkpoint.safetensors",
+    }
+    plan = yaml.safe_load((out / "run" / "plan.yaml").read_text())
+    assert (plan["method"], plan["epochs"], plan["batch_size"], plan["learning_rate"]) == ("shallow", 2, 2, 3e-4)
+    assert plan["seed"] == 41
+    assert json.loads((out / "run" / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("epoch: 3\n", "unknown keys epoch; there are method"), ("a: [", "cannot be read as YAML")],
+)
+def test_a_plan_with_unknown_keys_is_refused(train_command, pictures, tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "o", "--config", tmp_path / "plan.yaml")
+    assert code == 2 and message in errors
+
+
+def test_several_seeds_give_a_mean_and_a_spread(train_command, pictures, tmp_path):
+    out = tmp_path / "out"
+    code, printed, errors = train_command("--data", pictures, "-o", out, "--epochs", 1, "--seeds", 1, 2, 3)
+    assert code == 0, errors
+    dices = json.loads((out / "seeds.json").read_text())["dice"]
+    cards = [read_card(out / f"seed-{seed}") for seed in (1, 2, 3)]
+    figures = [card.metrics["discs, test split, plain class prompt"]["disc"]["dice"] for card in cards]
+    assert dices["seeds"] == figures and dices["mean"] == pytest.approx(np.mean(figures))
+    assert "over 3 seeds" in printed
+
+
+def test_splits_that_share_an_image_are_refused_or_parted(train_command, pictures, tmp_path):
+    (pictures / "images" / "3.png").write_bytes((pictures / "images" / "0.png").read_bytes())
+    options = ["--data", pictures, "-o", tmp_path / "out", "--epochs", 1]
+    code, _, errors = train_command(*options)
+    assert code == 2 and "'test' shares 1 image(s)" in errors and "3.png with 0.png in 'train'" in errors
+    code, _, errors = train_command(*options, "--drop-overlap")
+    assert code == 0, errors
+    assert read_card(tmp_path / "out").metrics == {}
 
 
 def test_an_adapter_that_is_there_is_not_replaced(train_command, pictures, tmp_path, tiny_adapter):
@@ -167,7 +267,7 @@ def test_a_base_is_pretrained_and_segments(recipe, tmp_path, monkeypatch, capsys
 
 def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_path):
     values = Recipe(**yaml.safe_load(recipe.read_text()))
-    sets = open_sources(values, [recipe.parent], "train")
+    sets = open_sources(values, [recipe.parent])
 
     def trained(checkpoint, stop_at=None, resume=False):
         network, tokenizer = build(values, sets)
@@ -201,4 +301,4 @@ def test_the_learning_rate_rises_then_falls_to_a_hundredth():
 def test_a_data_set_that_is_missing_is_named(recipe, tmp_path):
     values = Recipe(**yaml.safe_load(recipe.read_text()))
     with pytest.raises(UserError, match="discs is in none of"):
-        open_sources(values, [tmp_path / "elsewhere"], "train")
+        open_sources(values, [tmp_path / "elsewhere"])

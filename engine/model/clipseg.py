@@ -116,8 +116,9 @@ class CLIPSeg(nn.Module):
         return self.decoder.transposed_convolution(patches).squeeze(1)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """Return logits (slices, side, side) for slices and as many prompts (see the three parts)."""
-        return self.decode(self.encode_images(pixel_values), self.encode_prompts(input_ids))
+        """Return logits (prompts, side, side) for slices with one or more prompts each, slice by slice."""
+        maps = self.encode_images(pixel_values).repeat_interleave(len(input_ids) // len(pixel_values), dim=0)
+        return self.decode(maps, self.encode_prompts(input_ids))
 
     def _end_of_text(self, input_ids: Tensor) -> Tensor:
         token = self.text.config.eos_token_id

@@ -1,0 +1,86 @@
+"""What a run of training leaves behind beside its bundle: the plan, the environment, a log and curves."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from engine import __version__
+from engine.errors import UserError
+from engine.files import replacing, write_text
+from engine.training import Epoch, Plan
+
+PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
+PLAN, LOG, CURVES, CHECKPOINT = "plan.yaml", "log.csv", "curves.png", "checkpoint.safetensors"
+
+
+def read_plan(path: Path) -> dict:
+    """Return the hyper-parameters that a YAML file names.
+
+    Raises:
+        UserError: it cannot be read, or has a key that is none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    known = [field.name for field in fields(Plan)]
+    unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else ["(no keys at all)"]
+    if unknown:
+        raise UserError(f"{path} has unknown keys {', '.join(unknown)}; there are {', '.join(known)}")
+    return values
+
+
+def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str) -> None:
+    """Write the resolved plan, and on what the run runs."""
+    write_text(folder / PLAN, yaml.safe_dump(asdict(plan), sort_keys=False))
+    environment = {
+        "engine": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "data": str(data),
+        "base": base,
+    }
+    write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def write_log(folder: Path, history: Sequence[Epoch]) -> None:
+    """Write all epochs so far as a table and as curves."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(epoch) for epoch in history)
+    write_text(folder / LOG, text.getvalue())
+    with replacing(folder / CURVES) as temporary:
+        _draw_curves(temporary, history)
+
+
+def _draw_curves(path: Path, history: Sequence[Epoch]) -> None:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    numbers = [epoch.number for epoch in history]
+    losses, scores = figure.subplots(1, 2)
+    losses.plot(numbers, [epoch.training_loss for epoch in history], label="training")
+    losses.plot(numbers, [epoch.validation_loss for epoch in history], label="validation")
+    losses.set(xlabel="epoch", ylabel="loss")
+    losses.legend(frameon=False)
+    scores.plot(numbers, [epoch.validation_dice for epoch in history], color="C2")
+    best = [epoch for epoch in history if epoch.best][-1:]
+    scores.plot([e.number for e in best], [e.validation_dice for e in best], "o", color="C2", label="best")
+    scores.set(xlabel="epoch", ylabel="Dice, validation", ylim=(0, 1))
+    scores.legend(frameon=False)
+    for axes in (losses, scores):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    canvas.print_png(str(path))
