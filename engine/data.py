@@ -130,7 +130,7 @@ def open_splits(folder: Path, planes: tuple[str, ...], drop_overlap: bool = Fals
             path, (other, twin) = next(iter(shared.items()))
             raise UserError(
                 f"{folder}: the split '{split}' shares {len(shared)} image(s) with others, such as {path.name} "
-                f"with {twin.name} in '{other}', which would flatter the figures; add --drop-overlap to leave them out"
+                f"with {twin.name} in '{other}', which flatters the figures; add --drop-overlap to leave them out"
             )
         sets[split] = open_data_set(folder, split, planes, frozenset(shared)) if shared else data_set
     return sets
