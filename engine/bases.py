@@ -21,6 +21,7 @@ SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 PUBLIC_BASES = {"clipseg": "CIDAS/clipseg-rd64-refined"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 352
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def user_models() -> Path:
@@ -53,15 +54,39 @@ class Base:
     std: tuple[float, ...]
 
     def load_network(self) -> CLIPSegForImageSegmentation:
-        """Load the weights in fp32, ready for inference."""
+        """Load the weights in fp32, ready for inference.
+
+        Raises:
+            UserError: weights are missing or do not fit the configuration.
+        """
         transformers_logging.disable_progress_bar()  # it would only flash by
-        network = CLIPSegForImageSegmentation.from_pretrained(
-            self.folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        try:
+            network, loading = CLIPSegForImageSegmentation.from_pretrained(
+                self.folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        except Exception as error:  # transformers raises many kinds for files that do not fit together
+            raise UserError(f"{self.folder} cannot be loaded ({_first_line(error)}); get the base again") from error
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"])[:3])
+            raise UserError(f"{self.folder} lacks weights ({missing} …); get the base again")
         return network.eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        """Load the tokenizer.
+
+        Raises:
+            UserError: its files are missing or damaged.
+        """
+        if not any(all((self.folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+            raise UserError(f"{self.folder} holds no tokenizer.json; the base is incomplete, get it again")
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds for damaged files
+            raise UserError(f"the tokenizer in {self.folder} is damaged ({_first_line(error)})") from error
 
 
 def open_base(name_or_folder: str) -> Base:
@@ -77,17 +102,22 @@ def open_base(name_or_folder: str) -> Base:
     folder = _with_safetensors(folder)
     processor = folder / "preprocessor_config.json"
     settings = _read_json(processor) if processor.is_file() else {}
-    size = settings.get("size", DEFAULT_SIDE)
-    base = Base(
-        name=_base_name(name_or_folder),
-        folder=folder,
-        sha256=hash_weights(folder / "model.safetensors"),
-        side=int(size["height"] if isinstance(size, dict) else size),
-        mean=tuple(settings.get("image_mean", IMAGENET_MEAN)),
-        std=tuple(settings.get("image_std", IMAGENET_STD)),
-    )
+    side, mean, std = _pixel_settings(settings, processor)
+    name = _base_name(name_or_folder)
+    base = Base(name, folder, hash_weights(folder / "model.safetensors"), side, mean, std)
     _check_card(base)
     return base
+
+
+def _pixel_settings(settings: dict, path: Path) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Return side, mean and standard deviation as a Hugging Face image processor keeps them."""
+    size = settings.get("size", DEFAULT_SIDE)
+    if isinstance(size, dict):
+        size = size.get("height", size.get("shortest_edge"))
+    mean, std = (tuple(settings.get(f"image_{k}", v)) for k, v in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    if not isinstance(size, int) or size < 1 or len(mean) != 3 or len(std) != 3 or 0 in std:
+        raise UserError(f"{path} has no valid size, image_mean or image_std; get the base again")
+    return size, mean, std
 
 
 def base_names() -> list[str]:
@@ -119,7 +149,7 @@ def hash_weights(path: Path) -> str:
 
 def _find_base(name_or_folder: str) -> Path:
     candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
-    for folder in candidates:
+    for folder in candidates if name_or_folder else []:
         if (folder / "config.json").is_file():
             return folder
     if name_or_folder in PUBLIC_BASES:
@@ -157,7 +187,8 @@ def _with_safetensors(folder: Path) -> Path:
     pickled = folder / "pytorch_model.bin"
     if not pickled.is_file():
         raise UserError(f"{folder} holds no model.safetensors; the base is incomplete, get it again")
-    copy = user_models() / ".converted" / sha256_of(pickled)[:16]
+    hashes = "".join(sha256_of(path) for path in [pickled, *_small_files(folder)])
+    copy = user_models() / ".converted" / hashlib.sha256(hashes.encode()).hexdigest()[:16]
     if not (copy / "model.safetensors").is_file():
         _convert(pickled, copy)
     return copy
@@ -166,14 +197,19 @@ def _with_safetensors(folder: Path) -> Path:
 def _convert(pickled: Path, copy: Path) -> None:
     try:
         weights = torch.load(pickled, map_location="cpu", weights_only=True)
+        weights = {name: weight.clone().contiguous() for name, weight in weights.items()}
     except Exception as error:  # torch raises many kinds for a damaged or a hostile file
         raise UserError(f"{pickled} is damaged or holds more than weights; get it again") from error
     copy.mkdir(parents=True, exist_ok=True)
-    for path in pickled.parent.iterdir():
-        if path.suffix in (".json", ".txt"):
-            shutil.copy(path, copy / path.name)
+    for path in _small_files(pickled.parent):
+        shutil.copy(path, copy / path.name)
     with replacing(copy / "model.safetensors") as temporary:
-        save_file({k: v.clone().contiguous() for k, v in weights.items()}, temporary, metadata={"format": "pt"})
+        save_file(weights, temporary, metadata={"format": "pt"})
+
+
+def _small_files(folder: Path) -> list[Path]:
+    """Return the files of configuration and tokenizer."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt"))
 
 
 def _check_card(base: Base) -> None:
@@ -184,6 +220,13 @@ def _check_card(base: Base) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings; get the base again")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

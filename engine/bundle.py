@@ -68,6 +68,24 @@ def save_bundle(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCar
     return card
 
 
+def check_bundle_folder(folder: Path, replace_adapter: bool) -> None:
+    """Refuse a folder in which a bundle would replace something else, before any work is spent on it.
+
+    Args:
+        replace_adapter: an adapter that is there may be replaced.
+
+    Raises:
+        UserError: it is a file, or holds an adapter or files of another kind.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the adapter")
+    there = [name for name in (WEIGHTS, CARD, README) if (folder / name).exists()]
+    if CARD in there and not replace_adapter:
+        raise UserError(f"{folder} holds an adapter already; add --overwrite to replace it, or --resume to go on")
+    if there and CARD not in there:
+        raise UserError(f"{folder} holds a {there[0]} that is no adapter's; give the adapter a folder of its own")
+
+
 def read_card(folder: Path) -> AdapterCard:
     """Read and check `card.json`.
 
@@ -89,9 +107,12 @@ def read_card(folder: Path) -> AdapterCard:
     if wrong or unknown:
         raise UserError(f"{path} has wrong or unknown entries: {', '.join(wrong + unknown)}; get the adapter again")
     try:
-        return AdapterCard(**values)
+        card = AdapterCard(**values)
     except TypeError as error:
         raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
+    if not (0 < card.threshold < 1 and 0 <= card.presence_threshold <= 1):
+        raise UserError(f"{path} has a threshold that is no probability; get the adapter again")
+    return card
 
 
 def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None = None) -> CLIPSeg:
@@ -144,7 +165,8 @@ def find_adapter(name_or_folder: str) -> Path:
     Raises:
         UserError: there is no such adapter; the message lists those there are.
     """
-    for folder in [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]:
+    candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
+    for folder in candidates if name_or_folder else []:
         if (folder / CARD).is_file() and not (folder / "config.json").is_file():
             return folder
     raise UserError(

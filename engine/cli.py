@@ -32,8 +32,17 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except (OSError, MemoryError) as error:
+        print(f"error: {_reason(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except (KeyboardInterrupt, Cancelled):
         _stop()
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close programs, or take a smaller scan"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _stop() -> None:
@@ -85,12 +94,12 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         `total` and `note` may change on the way.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -149,9 +149,12 @@ class PictureSet:
     def __init__(self, folder: Path, split: str, left_out: frozenset[Path]):
         self.name = folder.name
         self._folder = folder
-        rows = _read_json(folder / "anns" / f"{split}.json")
-        rows = [row for row in rows if folder / "images" / row["img_name"] not in left_out]
-        self.annotations = sorted(map(self._annotation, rows), key=lambda annotation: annotation.case)
+        path = folder / "anns" / f"{split}.json"
+        try:
+            rows = [row for row in _read_json(path) if folder / "images" / row["img_name"] not in left_out]
+            self.annotations = sorted(map(self._annotation, rows), key=lambda annotation: annotation.case)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} has a row without a name, a mask or a prompt ({error}); mend it") from error
 
     def image(self, annotation: Annotation) -> np.ndarray:
         return read_volume(self._folder / "images" / str(annotation.image)).voxels[0]
@@ -178,6 +181,9 @@ class PictureSet:
     def _annotation(self, row: dict) -> Annotation:
         wordings = [value for key, value in sorted(row["prompts"].items()) if key != "p0"]
         prompts = tuple((words,) if isinstance(words, str) else tuple(words) for words in wordings)
+        prompts = tuple(words for words in prompts if words)
+        if not prompts:
+            raise KeyError("prompts")
         return Annotation(row["img_name"], row["img_name"], row["mask_name"], prompts)
 
 
@@ -191,8 +197,12 @@ class VolumeSet:
     def __init__(self, folder: Path, split: str, planes: tuple[str, ...], left_out: frozenset[Path]):
         self.name = folder.name
         description = _read_json(folder / "dataset.json")
-        self._labels = _label_values(description["labels"])
-        self._pairs = [pair for pair in _pairs_of_split(folder, description, split) if pair[0] not in left_out]
+        try:
+            self._labels = _label_values(description["labels"])
+            pairs = _pairs_of_split(folder, description, split)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder / 'dataset.json'} lacks labels or volumes ({error}); mend it") from error
+        self._pairs = [pair for pair in pairs if pair[0] not in left_out]
         self.annotations = [
             annotation
             for index in range(len(self._pairs))
@@ -247,7 +257,12 @@ class VolumeSet:
 
     @lru_cache(maxsize=1024)  # noqa: B019
     def _label_map(self, index: int) -> Volume:
-        return read_volume(self._pairs[index][1])
+        labels, (volume, _) = read_volume(self._pairs[index][1]), self._volume(index)
+        grids = [(*v.spacing_mm, *v.origin_mm, *v.direction) for v in (labels, volume)]
+        if labels.shape != volume.shape or not np.allclose(*grids, atol=1e-3):
+            image, label = self._pairs[index]
+            raise UserError(f"{label} is not on the grid of {image}; resample it, or its masks would be misplaced")
+        return labels
 
 
 def _pairs_of_split(folder: Path, description: dict, split: str) -> list[tuple[Path, Path]]:

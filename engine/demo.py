@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    options.output.mkdir(exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     outputs = Outputs(
         options.output / "head.seg.nrrd",
         report=options.output / "head.json",

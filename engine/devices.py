@@ -26,7 +26,10 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(f"unknown device '{name}'; there are {', '.join(DEVICES)}")
     if not there[kind]:
         raise UserError(f"this machine has no {kind} device that PyTorch can use; choose --device cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; there are {', '.join(DEVICES)}, and cuda:0, cuda:1, …") from None
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -75,17 +78,23 @@ def in_batches(run: Callable[[slice], None], count: int, batch_size: int) -> int
         the batch size that fitted.
 
     Raises:
-        torch.OutOfMemoryError: not even a single one fits.
+        RuntimeError, MemoryError: not even a single one fits (see `is_out_of_memory`).
     """
     start = 0
     while start < count:
         try:
             run(slice(start, min(start + batch_size, count)))
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch_size == 1:
                 raise
             batch_size //= 2
             torch.cuda.empty_cache()
         else:
             start += batch_size
     return batch_size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of PyTorch says that memory ran out; the CPU and MPS have no type of their own."""
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -9,19 +9,24 @@ from pathlib import Path
 
 from engine.errors import UserError
 
+LONGEST_NAME_BYTES = 220  # most file systems take 255; the name of the temporary file beside is longer
+
 
 def check_output(path: Path, overwrite: bool = False) -> None:
     """Refuse an output path that cannot or must not be written, before any work is spent on it.
 
     Raises:
-        UserError: the folder is missing or not writable, or the file exists and `overwrite` is false.
+        UserError: the folder is missing or not writable, the name is too long, or the file exists and
+            `overwrite` is false.
     """
     folder = path.parent
     if not folder.is_dir():
         raise UserError(f"the output folder {folder} does not exist; create it first")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
-    if path.exists() and not overwrite:
+    if len(os.fsencode(path.name)) > LONGEST_NAME_BYTES:
+        raise UserError(f"{path} has too long a name; give it at most {LONGEST_NAME_BYTES} bytes")
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise UserError(f"{path} exists already; add --overwrite to replace it")
     if not os.access(folder, os.W_OK):
         raise UserError(f"the output folder {folder} is not writable")

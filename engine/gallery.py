@@ -45,7 +45,7 @@ def write_gallery(path: Path, exhibits: Sequence[Exhibit]) -> None:
         areas = orient(exhibit.truth | exhibit.result, exhibit.volume, plane).sum(axis=(1, 2))
         position = int(areas.argmax()) if areas.any() else len(areas) // 2
         draw_slice(axes, exhibit.volume, segments, intensity_range(exhibit.volume), plane, position)
-        axes.set_title(exhibit.title, color=TEXT, fontsize=10)
+        axes.set_title(exhibit.title, color=TEXT, fontsize=10, parse_math=False)
     draw_legend(figure, segments, [segment.name for segment in segments])
     with replacing(path) as temporary:
         canvas.print_png(str(temporary), metadata={"Software": "VLSMSegmenter"})

@@ -15,6 +15,7 @@ from engine import __version__
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights
 from engine.cli import progress_bar, run
 from engine.data import DataSet, open_splits
+from engine.errors import UserError
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
 from engine.model.clipseg import CLIPSeg
@@ -30,7 +31,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
-    recipe = Recipe(**yaml.safe_load(options.recipe.read_text(encoding="utf-8")))
+    try:
+        recipe = Recipe(**yaml.safe_load(options.recipe.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{options.recipe} is no recipe ({' '.join(str(error).split())})") from error
     options.output.mkdir(parents=True, exist_ok=True)
 
     started = time.time()

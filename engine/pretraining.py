@@ -96,7 +96,14 @@ def build(recipe: Recipe, sets: Sequence[DataSet]) -> tuple[CLIPSegForImageSegme
 
 
 def _network_config(network: dict, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
-    """Return the Hugging Face configuration of a recipe's network."""
+    """Return the Hugging Face configuration of a recipe's network.
+
+    Raises:
+        UserError: vision layers beyond the deepest extracted one, which nothing would train.
+    """
+    needed = max(network["extract_layers"]) + 1
+    if network["vision"]["num_hidden_layers"] != needed:
+        raise UserError(f"the recipe extracts vision layer {needed - 1}; give the vision {needed} layers")
     text = {
         **network["text"],
         "vocab_size": len(tokenizer),

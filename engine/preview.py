@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from engine.files import replacing
-from engine.imaging.intensity import intensity_range, to_unit
+from engine.imaging.intensity import to_unit
 from engine.imaging.planes import PLANES, orient, resolve_planes, slice_spacing_mm
 from engine.imaging.segments import Segment
 from engine.imaging.volume import Volume
@@ -20,19 +20,22 @@ INCHES_PER_ROW = 3.6
 
 
 def write_preview(
-    path: Path, volume: Volume, segments: Sequence[Segment], captions: Sequence[str], window: str
+    path: Path,
+    volume: Volume,
+    segments: Sequence[Segment],
+    captions: Sequence[str],
+    limits: tuple[float, float],
 ) -> None:
     """Write a PNG: the picture itself, or for a volume its three planes through the segments and a strip of
     slices.
 
     Args:
         captions: what the legend says of each segment.
-        window: see `intensity_range`.
+        limits: the intensities that are drawn black and white.
 
     Raises:
-        UserError: the disk is full, or the volume has no contrast.
+        UserError: the disk is full.
     """
-    limits = intensity_range(volume, window)
     figure = Figure(facecolor=BACKGROUND)
     canvas = FigureCanvasAgg(figure)
     if min(volume.shape) == 1:
@@ -112,3 +115,4 @@ def draw_legend(figure: Figure, segments: Sequence[Segment], captions: Sequence[
     )
     for text in legend.get_texts():
         text.set_color(TEXT)
+        text.set_parse_math(False)  # a prompt may hold a dollar sign

@@ -21,10 +21,14 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Refuse prompts that say nothing.
 
     Raises:
-        UserError: no prompt, an empty one, or one given twice.
+        UserError: no prompt, an empty one, one that is no valid text, or one given twice.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("an empty prompt; say what to segment, for example --prompt brain")
+    try:
+        "".join(prompts).encode()
+    except UnicodeEncodeError:
+        raise UserError("a prompt holds bytes that are no text; type it again") from None
     repeated = sorted({prompt for prompt in prompts if list(prompts).count(prompt) > 1})
     if repeated:
         raise UserError(f"the prompt '{repeated[0]}' is given twice; give it once")

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.cli import progress_bar, run
@@ -18,7 +19,16 @@ from engine.imaging.volume import Volume
 from engine.imaging.writing import SUFFIXES, output_suffix
 from engine.prompts import split_prompts
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, check_request, is_done, segment_study
+from engine.studies import (
+    Outputs,
+    Request,
+    check_apart,
+    check_outputs,
+    check_request,
+    fingerprint,
+    is_done,
+    segment_study,
+)
 
 BESIDE = Path()  # an option that was given without a file name
 
@@ -28,81 +38,111 @@ def main() -> None:
     for path in options.input:
         if not path.exists():
             raise UserError(f"{path} does not exist")
+    request = _request(options)
+    check_request(request)
     if options.output.is_dir():
-        _segment_many(options)
+        _segment_many(request, options)
     elif len(options.input) > 1:
         raise UserError(f"{len(options.input)} inputs need an output folder that exists; {options.output} is none")
+    elif not options.output.name.lower().endswith(SUFFIXES):
+        raise UserError(f"{options.output} is no folder that exists, nor has it a suffix ({', '.join(SUFFIXES)})")
     else:
-        _segment_one(options)
+        _segment_one(request, options)
 
 
-def _segment_one(options: argparse.Namespace) -> None:
-    suffix = output_suffix(options.output)
-    stem = options.output.name[: -len(suffix)]
+def _segment_one(request: Request, options: argparse.Namespace) -> None:
+    stem = options.output.name[: -len(output_suffix(options.output))]
+    report = BESIDE if options.resume and options.report is None else options.report
     outputs = Outputs(
         options.output,
-        report=_named(options.report, options.output.with_name(f"{stem}.json")),
+        report=_named(report, options.output.with_name(f"{stem}.json")),
         preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
         masks=_named(options.masks, options.output.with_name(f"{stem}.nii.gz")),
         probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
     )
-    request = _request(options)
-    check_request(request, outputs, options.overwrite)
-    segmenter = _segmenter(options)
-    for volume, numbered in _volumes(options.input[0], outputs, options):
-        check_request(request, numbered, options.overwrite)
-        _segment(segmenter, volume, request, numbered)
+    path = options.input[0]
+    if options.frame != "all" and not options.resume:
+        check_outputs(request, outputs, options.overwrite, [path])
+    _segment_study(_segmenter(options), request, path, outputs, [path], options)
 
 
-def _segment_many(options: argparse.Namespace) -> None:
+def _segment_many(request: Request, options: argparse.Namespace) -> None:
     for name in ("report", "preview", "masks", "probability"):
         if getattr(options, name) not in (None, BESIDE):
             raise UserError(f"with an output folder, --{name} takes no file name; each study gets its own")
+    output = options.output.resolve()
+    if any(folder == output or folder in output.parents for folder in (p.resolve() for p in options.input)):
+        raise UserError(f"{options.output} lies among the scans; choose another folder, or results become scans")
     studies = _named_studies(options.input)
-    request, segmenter = _request(options), _segmenter(options)
+    outputs = {name: _outputs_in(options, name) for name in studies}
+    check_apart(request, outputs.values())
+    segmenter = _segmenter(options)
     failed = 0
     for number, (name, path) in enumerate(studies.items(), start=1):
         print(f"{number} / {len(studies)} {name}")
-        outputs = _outputs_in(options, name)
-        if options.resume and is_done(outputs, segmenter, request):
-            print("done before")
-            continue
         try:
-            for volume, numbered in _volumes(path, outputs, options):
-                check_request(request, numbered, options.overwrite)
-                _segment(segmenter, volume, request, numbered)
+            _segment_study(segmenter, request, path, outputs[name], studies.values(), options)
         except UserError as error:
             failed += 1
             print(f"failed: {error}", file=sys.stderr)
+        except Exception as error:  # whatever is wrong with one study, the others are still wanted
+            failed += 1
+            print(f"failed: {path} gave an unexpected {type(error).__name__}: {error}", file=sys.stderr)
     if failed:
         raise UserError(f"{failed} of {len(studies)} studies failed; the others are in {options.output}")
 
 
-def _segment(segmenter: Segmenter, volume: Volume, request: Request, outputs: Outputs) -> None:
-    with progress_bar("encoding", 1) as update:
-        report = segment_study(
-            segmenter,
-            volume,
-            request,
-            outputs,
-            lambda step, done, total: update(done, description=step, total=total),
-        )
+def _segment_study(
+    segmenter: Segmenter,
+    request: Request,
+    path: Path,
+    outputs: Outputs,
+    inputs: Iterable[Path],
+    options: argparse.Namespace,
+) -> None:
+    """Segment one study, or each frame of it, unless --resume finds it done."""
+    source = fingerprint(path, options.series, options.frame)
+    if options.resume and is_done(outputs, segmenter, request, source):
+        print("done before")
+        return
+    frames = [
+        (volume, frame_outputs)
+        for volume, frame_outputs in _frames(path, outputs, options)
+        if not (options.resume and is_done(frame_outputs, segmenter, request, source))
+    ]
+    for _, frame_outputs in frames:
+        check_outputs(request, frame_outputs, options.overwrite, inputs)
+    for volume, frame_outputs in frames:
+        with progress_bar("encoding", 1) as update:
+            report = segment_study(
+                segmenter,
+                volume,
+                request,
+                frame_outputs,
+                lambda step, done, total: update(done, description=step, total=total),
+                source,
+            )
+        _print_report(report)
+        print(f"wrote {frame_outputs.segments}")
+
+
+def _print_report(report: dict) -> None:
     table = Table("prompt", "volume (ml)", "presence", "seconds")
     for row in report["results"]:
         result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
-        table.add_row(row["prompt"], result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
+        table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
     Console().print(table)
     print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
-    print(f"wrote {outputs.segments}")
 
 
-def _volumes(path: Path, outputs: Outputs, options: argparse.Namespace) -> Iterator[tuple[Volume, Outputs]]:
-    """Yield the volume that is meant with its outputs; for --frame all each frame with numbered outputs."""
+def _frames(path: Path, outputs: Outputs, options: argparse.Namespace) -> list[tuple[Volume, Outputs]]:
+    """Return the volume that is meant with its outputs; for --frame all each frame with numbered outputs."""
     if options.frame != "all":
-        yield read_volume(path, options.series, options.frame), outputs
-        return
-    for number, volume in enumerate(read_frames(path, options.series)):
-        yield volume, Outputs(**{key: _numbered(name, number) for key, name in vars(outputs).items()})
+        return [(read_volume(path, options.series, options.frame), outputs)]
+    return [
+        (volume, Outputs(**{key: _numbered(name, number) for key, name in vars(outputs).items()}))
+        for number, volume in enumerate(read_frames(path, options.series))
+    ]
 
 
 def _numbered(path: Path | None, number: int) -> Path | None:
@@ -118,7 +158,7 @@ def _named_studies(inputs: list[Path]) -> dict[str, Path]:
     for root in inputs:
         for path in find_studies(root) if root.is_dir() else [root]:
             suffix = image_suffix(path) or (path.suffix if path.is_file() else "")
-            relative = path.relative_to(root) if path != root else Path(path.resolve().name)
+            relative = path.relative_to(root) if path != root else Path(path.name or path.resolve().name)
             name = "_".join(relative.parts).removesuffix(suffix)
             if name in studies:
                 raise UserError(f"{studies[name]} and {path} would both be written as '{name}'; rename one of them")
@@ -159,6 +199,18 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty file name")
+    return Path(text)
+
+
+def _word(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty word; leave the option out for its default")
+    return text
+
+
 def _frame(text: str) -> int | str:
     return text if text == "all" else int(text)
 
@@ -166,30 +218,38 @@ def _frame(text: str) -> int | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
     add = parser.add_argument
-    add("input", type=Path, nargs="+", help="a scan, a folder with a DICOM series, or a folder of studies")
+    add("input", type=_path, nargs="+", help="a scan, a folder with a DICOM series, or a folder of studies")
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
-    add("-o", "--output", type=Path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
-    add("-a", "--adapter", help="name or folder of an adapter; the base alone without it")
-    add("--base", help="name or folder of a base (default: the adapter's own, or mini)")
-    add("--plane", help=f"{', '.join(PLANES)} (default: the adapter's)")
-    add("--window", help=f"{', '.join(WINDOWS)} (default: the adapter's)")
+    add("-o", "--output", type=_path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
+    add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
+    add("--base", type=_word, help="name or folder of a base (default: the adapter's own, or mini)")
+    add("--plane", type=_word, help=f"{', '.join(PLANES)} (default: the adapter's)")
+    add("--window", type=_word, help=f"{', '.join(WINDOWS)} (default: the adapter's)")
     add("--threshold", type=float, help="of the probability, 0 to 1 (default: the adapter's)")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
-    add("--series", help="which DICOM series: number, UID or a part of its description")
+    add("--series", type=_word, help="which DICOM series: number, UID or a part of its description")
     add("--frame", type=_frame, help="which frame of a 4-D file, from 0, or all")
     add("--keep-largest", action="store_true", help="keep the largest part of each segment")
     add("--fill-holes", action="store_true", help="fill what a segment encloses")
     add("--min-volume-ml", type=float, default=0.0, help="drop parts that are smaller")
     add("--exclusive", action="store_true", help="give each voxel to its most probable prompt alone")
-    add("--masks", type=Path, nargs="?", const=BESIDE, help="also write one mask file for each prompt (NIfTI)")
+    add("--masks", type=_path, nargs="?", const=BESIDE, help="also write one mask file for each prompt (NIfTI)")
     add(
-        "--probability", type=Path, nargs="?", const=BESIDE, help="also write probabilities, a file for each prompt"
+        "--probability",
+        type=_path,
+        nargs="?",
+        const=BESIDE,
+        help="also write one probability file for each prompt",
     )
-    add("--preview", type=Path, nargs="?", const=BESIDE, help="also write a picture (PNG)")
+    add("--preview", type=_path, nargs="?", const=BESIDE, help="also write a picture (PNG)")
     add(
-        "--report", type=Path, nargs="?", const=BESIDE, help="also write a report (JSON); a folder always gets them"
+        "--report",
+        type=_path,
+        nargs="?",
+        const=BESIDE,
+        help="also write a report (JSON); folders get them always",
     )
     add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
     add("--resume", action="store_true", help="skip studies of the output folder that are done")

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.bases import open_base
 from engine.bundle import AdapterCard, find_adapter, load_model, read_card
 from engine.cache import EncodingCache, volume_key
-from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
+from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches, is_out_of_memory
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, is_empty_air
 from engine.imaging.planes import orient, resolve_planes, restore
@@ -29,6 +29,7 @@ from engine.prompts import check_lengths, check_prompts, encode_prompts
 DEFAULT_BASE = "mini"
 DEFAULT_THRESHOLD = 0.5
 PRESENCE_PIXELS = 100
+FLOAT16_LIMITS = 2.0**-14, 1 - 2.0**-11  # a threshold rounded to 0 or 1 would take everything or nothing
 
 Progress = Callable[[int, int], None]
 Answer = TypeVar("Answer")
@@ -63,7 +64,8 @@ class Result:
         """Return the voxels (z, y, x) bool whose probability reaches the threshold; none if it was not found."""
         if not self.found:
             return np.zeros(self.probability.shape, bool)
-        return self.probability >= np.float16(self.threshold if threshold is None else threshold)
+        wanted = self.threshold if threshold is None else threshold
+        return self.probability >= np.float16(np.clip(wanted, *FLOAT16_LIMITS))
 
     def volume_ml(self, threshold: float | None = None) -> float:
         return float(self.mask(threshold).sum() * self.volume.voxel_volume_ml)
@@ -78,6 +80,10 @@ class _EncodedPlane:
 
 class Segmenter:
     """A base with an adapter, warm on its device; encodes a volume once and answers any number of prompts.
+
+    Attributes:
+        volume, planes, intensity_range: what was set, the planes in which it is sliced, and the intensities
+            that the model sees as 0 and 1.
 
     Args:
         adapter: name or folder of an adapter; the base alone when None.
@@ -98,14 +104,18 @@ class Segmenter:
         precision: str = "auto",
         batch_size: str | int = "auto",
     ):
-        folder = find_adapter(adapter) if adapter else None
+        folder = None if adapter is None else find_adapter(adapter)
         self.card: AdapterCard | None = read_card(folder) if folder else None
-        self.base = open_base(base or (self.card.base if self.card else DEFAULT_BASE))
+        if base is None:
+            base = self.card.base if self.card else DEFAULT_BASE
+        self.base = open_base(base)
         self.device = choose_device(device)
         self.tokenizer = self.base.load_tokenizer()
         self.model = load_model(self.base, folder, self.card).to(self.device, choose_dtype(precision, self.device))
         self.batch_size = choose_batch_size(batch_size, self._bytes_per_slice(), self.device)
         self.volume: Volume | None = None
+        self.planes: tuple[str, ...] = ()
+        self.intensity_range: tuple[float, float] = (0.0, 1.0)
         self._cache = EncodingCache()
         self._planes: list[_EncodedPlane] = []
 
@@ -130,7 +140,9 @@ class Segmenter:
 
     def _set_volume(self, volume: Volume, plane: str | None, window: str | None, on_progress: Progress) -> None:
         defaults = (self.card.plane, self.card.window) if self.card else ("auto", "auto")
-        plane, window = plane or defaults[0], window or defaults[1]
+        self.volume = None  # if anything goes wrong, no prompt is answered for the volume before
+        plane = defaults[0] if plane is None else plane
+        window = defaults[1] if window is None else window
         planes = resolve_planes(volume, plane)
         low, high = intensity_range(volume, window)
         stacks = {name: orient(volume.voxels, volume, name) for name in planes}
@@ -148,7 +160,8 @@ class Segmenter:
             done += len(kept[name])
             on_progress(done, total)
             encoded.append(_EncodedPlane(name, kept[name], maps))
-        self.volume, self._planes = volume, encoded
+        self.volume, self.planes, self.intensity_range = volume, planes, (low, high)
+        self._planes = encoded
 
     def segment(
         self,
@@ -234,17 +247,21 @@ class Segmenter:
             resized = to_slice_size(logits, *shape[1:])
             probabilities[plane.kept[part]] = resized.half().cpu().numpy()
             candidates = torch.cat([highest, logits.flatten()])
-            highest = candidates.topk(min(PRESENCE_PIXELS, len(candidates))).values
+            highest = candidates.topk(min(PRESENCE_PIXELS, len(candidates))).values  # NaN counts as highest
             report(part.stop)
 
         in_batches(run, len(plane.kept), self.batch_size)
+        if highest.isnan().any():
+            raise UserError(f"the model gives no numbers in {self.model.dtype}; choose --precision fp32")
         return probabilities, highest.sigmoid()
 
     def _or_on_cpu(self, work: Callable[[], Answer]) -> Answer:
         """Do some work; where the GPU's memory does not hold even one slice, say so and do it on the CPU."""
         try:
             return work()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if self.device.type == "cpu":
                 raise UserError("there is not enough memory to segment even one slice; close programs") from error
             logger.warning("the memory of %s does not hold even one slice; going on with the CPU", self.device)

@@ -1,9 +1,12 @@
 """Segment a study from its file to its outputs, with a report; the job behind `python -m engine.segment`."""
 
+import hashlib
 import json
+import math
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -14,6 +17,7 @@ import numpy as np
 from engine import __version__
 from engine.errors import UserError
 from engine.files import check_output, write_text
+from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.segments import Segment, drop_small, fill_holes, keep_largest, most_probable, segment_colors
 from engine.imaging.volume import Volume
 from engine.imaging.writing import (
@@ -37,7 +41,7 @@ class Request:
     Attributes:
         plane, window, threshold: the adapter's own when None (see `Segmenter`).
         keep_largest, fill_holes, minimum_ml: applied to each mask, in this order.
-        exclusive: a voxel belongs to its most probable prompt alone.
+        exclusive: a voxel belongs to its most probable prompt alone; applied last.
     """
 
     prompts: tuple[str, ...]
@@ -79,25 +83,65 @@ def per_prompt(path: Path | None, prompts: tuple[str, ...]) -> list[Path]:
     return [path.with_name(f"{stem}_{_file_name(prompt)}{suffix}") for prompt in prompts]
 
 
-def check_request(request: Request, outputs: Outputs, overwrite: bool) -> None:
-    """Refuse what cannot succeed, before anything is loaded or computed.
+def check_request(request: Request) -> None:
+    """Refuse a request that no study can meet.
 
     Raises:
-        UserError: a prompt, a threshold, a size or an output path is not valid.
+        UserError: a prompt, a threshold, a plane or a size is not valid.
     """
     check_prompts(request.prompts)
     if request.threshold is not None and not 0 < request.threshold < 1:
         raise UserError(f"the threshold is {request.threshold}; give a probability between 0 and 1")
-    if request.minimum_ml < 0:
-        raise UserError(f"the minimum volume is {request.minimum_ml} ml; it cannot be negative")
+    if not 0 <= request.minimum_ml < math.inf:
+        raise UserError(f"the minimum volume is {request.minimum_ml} ml; give a number from 0 on")
+    if request.plane is not None and request.plane not in PLANES:
+        raise UserError(f"unknown plane '{request.plane}'; there are {', '.join(PLANES)}")
+
+
+def check_outputs(request: Request, outputs: Outputs, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse outputs that cannot or must not be written, before anything is computed.
+
+    Args:
+        inputs: the scans, which no output may replace, whatever `overwrite` says.
+
+    Raises:
+        UserError: the format or the name of an output is not valid, or a file is in the way.
+    """
     output_suffix(outputs.segments)
     if outputs.probability and output_suffix(outputs.probability) not in (*LABEL_MAP_SUFFIXES, ".png"):
         raise UserError(f"{outputs.probability} cannot hold probabilities; write .nii.gz or .nrrd")
-    paths = outputs.paths(request.prompts)
-    if len({*paths}) < len(paths):
-        raise UserError("two outputs would be the same file; name them apart")
-    for path in paths:
+    if outputs.preview and outputs.preview.suffix.lower() != ".png":
+        raise UserError(f"{outputs.preview} is no name for a preview; end it with .png")
+    check_apart(request, [outputs])
+    scans = {path.resolve() for path in inputs}
+    for path in outputs.paths(request.prompts):
+        if path.resolve() in scans:
+            raise UserError(f"{path} is a scan to be segmented; choose another output, or it would be lost")
         check_output(path, overwrite)
+
+
+def check_apart(request: Request, studies: Iterable[Outputs]) -> None:
+    """Refuse outputs of which two would be the same file.
+
+    Raises:
+        UserError: two are; the message names the file.
+    """
+    seen: set[Path] = set()
+    for path in (path for outputs in studies for path in outputs.paths(request.prompts)):
+        if path in seen:
+            raise UserError(f"two outputs would be {path}; rename a scan or a prompt, or ask for less")
+        seen.add(path)
+
+
+def fingerprint(path: Path, series: str | None = None, frame: int | str | None = None) -> str:
+    """Return a hash that tells whether an input is still the same: names, sizes and times of its files, and what
+    is meant in them. It keeps no name, which might be a patient's."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256(repr((series, frame)).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(os.fsencode(file.name) + f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def segment_study(
@@ -106,11 +150,13 @@ def segment_study(
     request: Request,
     outputs: Outputs,
     on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    source: str = "",
 ) -> dict:
     """Segment all prompts in a volume and write the outputs.
 
     Args:
         on_progress: called with the step's name, slices done and slices in all; raise `Cancelled` to stop.
+        source: the fingerprint of the input, for the report.
 
     Returns:
         the report, as it is written to `outputs.report`.
@@ -122,12 +168,11 @@ def segment_study(
     check_format(outputs.segments, volume, len(request.prompts), request.exclusive)
     for path in filter(None, (outputs.masks, outputs.probability)):
         check_format(path, volume, 1, exclusive=False)
-    seconds = {}
     started = time.perf_counter()
     segmenter.set_volume(
         volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
     )
-    seconds["encoding"] = time.perf_counter() - started
+    seconds = [time.perf_counter() - started]  # to encode, then for each prompt
     results = []
     for prompt in request.prompts:
         started = time.perf_counter()
@@ -136,42 +181,46 @@ def segment_study(
                 prompt, request.threshold, lambda done, total, prompt=prompt: on_progress(prompt, done, total)
             )
         )
-        seconds[prompt] = time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
     masks = clean_masks(results, request)
     segments = [
         Segment(result.prompt, mask, color, _tags(segmenter, result))
         for result, mask, color in zip(results, masks, segment_colors(request.prompts), strict=True)
     ]
-    report = _report(segmenter, volume, request, results, masks, seconds)
-    _write(outputs, volume, segments, results, report, request)
+    report = _report(segmenter, request, results, masks, seconds, source)
+    _write(outputs, segmenter, segments, results, report, request)
     return report
 
 
 def clean_masks(results: list[Result], request: Request) -> list[np.ndarray]:
     """Return the masks (z, y, x) bool after the clean-up that was asked for."""
     masks = [result.mask() for result in results]
-    if request.exclusive:
-        masks = most_probable(masks, [result.probability for result in results])
     if request.keep_largest:
         masks = [keep_largest(mask) for mask in masks]
     if request.fill_holes:
         masks = [fill_holes(mask) for mask in masks]
     if request.minimum_ml:
         masks = [drop_small(mask, request.minimum_ml, results[0].volume.voxel_volume_ml) for mask in masks]
+    if request.exclusive:
+        masks = most_probable(masks, [result.probability for result in results])
     return masks
 
 
-def is_done(outputs: Outputs, segmenter: Segmenter, request: Request) -> bool:
-    """Return whether a study was finished before, with the same request, base and adapter."""
+def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+    """Return whether all outputs were written before, from the same input, with the same request and models."""
     try:
         report = json.loads(outputs.report.read_text(encoding="utf-8"))
-        return outputs.segments.is_file() and report["made_by"] == _made_by(segmenter, request)
+        written = all(path.is_file() for path in outputs.paths(request.prompts))
+        return written and report["made_by"] == _made_by(segmenter, request, source)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _write(outputs: Outputs, volume: Volume, segments, results, report: dict, request: Request) -> None:
+def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
     """Write everything, the report last: where it is, the study is complete."""
+    volume = segmenter.volume
+    if outputs.report:
+        outputs.report.unlink(missing_ok=True)  # an old one must not vouch for what is written now
     write_segments(outputs.segments, segments, volume)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)
@@ -179,7 +228,7 @@ def _write(outputs: Outputs, volume: Volume, segments, results, report: dict, re
         write_probability(path, result.probability, volume)
     if outputs.preview:
         captions = [describe(row) for row in report["results"]]
-        write_preview(outputs.preview, volume, segments, captions, request.window or "auto")
+        write_preview(outputs.preview, volume, segments, captions, segmenter.intensity_range)
     if outputs.report:
         write_text(outputs.report, json.dumps(report, indent=1) + "\n")
 
@@ -191,7 +240,10 @@ def describe(row: dict) -> str:
     return f"{row['prompt']}: {row['volume_ml']:.4g} ml" if row["voxels"] else f"{row['prompt']}: empty"
 
 
-def _report(segmenter: Segmenter, volume: Volume, request: Request, results, masks, seconds: dict) -> dict:
+def _report(
+    segmenter: Segmenter, request: Request, results: list[Result], masks, seconds: list[float], source: str
+) -> dict:
+    volume = segmenter.volume
     rows = [
         {
             "prompt": result.prompt,
@@ -200,9 +252,9 @@ def _report(segmenter: Segmenter, volume: Volume, request: Request, results, mas
             "threshold": result.threshold,
             "voxels": int(mask.sum()),
             "volume_ml": round(float(mask.sum() * volume.voxel_volume_ml), 4),
-            "seconds": round(seconds[result.prompt], 3),
+            "seconds": round(elapsed, 3),
         }
-        for result, mask in zip(results, masks, strict=True)
+        for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
     ]
     return {
         "study": {
@@ -212,20 +264,23 @@ def _report(segmenter: Segmenter, volume: Volume, request: Request, results, mas
             "spacing_mm": list(volume.spacing_mm),
         },
         "results": rows,
-        "made_by": _made_by(segmenter, request),
+        "made_by": _made_by(segmenter, request, source),
+        "planes": list(segmenter.planes),
+        "intensity_range": list(segmenter.intensity_range),
         "device": str(segmenter.device),
         "precision": str(segmenter.model.dtype).removeprefix("torch."),
         "batch_size": segmenter.batch_size,
-        "seconds_encoding": round(seconds["encoding"], 3),
+        "seconds_encoding": round(seconds[0], 3),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _made_by(segmenter: Segmenter, request: Request) -> dict:
+def _made_by(segmenter: Segmenter, request: Request, source: str) -> dict:
     card = segmenter.card
     return {
         "engine": __version__,
+        "input": source,
         "base": {"name": segmenter.base.name, "sha256": segmenter.base.sha256},
         "adapter": {"name": card.name, "sha256": card.sha256} if card else None,
         "request": asdict(request) | {"prompts": list(request.prompts)},

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from engine import __version__
 from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, save_bundle
+from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
 from engine.cli import interruptible, progress_bar, run
 from engine.data import DataSet, open_splits
 from engine.devices import choose_device
-from engine.errors import Cancelled, UserError
+from engine.errors import Cancelled
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
 from engine.imaging.planes import PLANES
@@ -71,8 +71,7 @@ def _train_one(
     plan: Plan, base: Base, sets: dict[str, DataSet], output: Path, options: argparse.Namespace
 ) -> dict | None:
     """Train one adapter and test it; return the means over the test split, None where there is none."""
-    if (output / "card.json").exists() and not (options.overwrite or options.resume):
-        raise UserError(f"{output} holds an adapter already; add --overwrite to replace it, or --resume to go on")
+    check_bundle_folder(output, options.overwrite or options.resume)
     folder = output / "run"
     folder.mkdir(parents=True, exist_ok=True)
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})

@@ -1,5 +1,6 @@
 """Train an adapter on a frozen base: draw samples, step, validate, keep the best; stop and go on anywhere."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -68,7 +69,23 @@ class Plan:
     seed: int = 41
 
     def resolved(self) -> "Plan":
-        """Return the plan with the method's own values where none were given."""
+        """Return the plan with the method's own values where none were given.
+
+        Raises:
+            UserError: a value with which nothing can be trained.
+        """
+        if self.method not in METHODS or self.loss not in LOSSES:
+            raise UserError(
+                f"no method '{self.method}' or no loss '{self.loss}'; there are {[*METHODS]}, {[*LOSSES]}"
+            )
+        for name in ("epochs", "batch_size", "prompts_per_image", "samples_per_epoch", "hidden_size"):
+            value, lowest = getattr(self, name), 0 if name == "hidden_size" else 1
+            if value is not None and not (isinstance(value, int) and value >= lowest):
+                raise UserError(f"{name} is {value}; give a whole number from {lowest} on")
+        for name in ("learning_rate", "weight_decay", "gradient_clip", "absent_rate"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise UserError(f"{name} is {value}; give a number from 0 on")
         method = METHODS[self.method]
         return replace(
             self,

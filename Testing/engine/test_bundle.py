@@ -165,3 +165,62 @@ def test_a_folder_with_another_model_is_refused(tmp_path):
 def test_an_unknown_base_lists_those_there_are():
     with pytest.raises(UserError, match=r"no base 'maxi'; there are clipseg"):
         open_base("maxi")
+
+
+def test_a_base_with_weights_missing_is_refused_not_filled_with_chance(tmp_path, tiny_base):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.film")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights \(decoder\.film"):
+        open_base(str(folder)).load_network()
+
+
+def test_a_base_without_its_tokenizer_is_refused(tmp_path, tiny_base):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        open_base(str(folder)).load_tokenizer()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        open_base(str(folder)).load_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"),
+        ("card.json", "[]"),
+        ("preprocessor_config.json", '{"size": {"longest_edge": 3}}'),
+        ("preprocessor_config.json", '{"size": 64, "image_mean": [0.5]}'),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, tiny_base, name, text):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        open_base(str(folder))
+
+
+def test_a_configuration_that_does_not_fit_its_weights_is_refused(tmp_path, tiny_base):
+    folder = shutil.copytree(tiny_base, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"reduce_dim": 8}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_base(str(folder)).load_network()
+
+
+def test_settings_changed_after_the_conversion_are_seen(tmp_path, tiny_base):
+    pickled = shutil.copytree(tiny_base, tmp_path / "p", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(tiny_base / "model.safetensors"), pickled / "pytorch_model.bin")
+    assert open_base(str(pickled)).side == 64
+    (pickled / "preprocessor_config.json").write_text('{"size": 96}')
+    assert open_base(str(pickled)).side == 96
+
+
+@pytest.mark.parametrize("threshold", [0, 5, float("nan")])
+def test_a_card_whose_threshold_is_no_probability_is_refused(tiny_adapter, threshold):
+    card = json.loads((tiny_adapter / "card.json").read_text()) | {"threshold": threshold}
+    (tiny_adapter / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="no probability"):
+        read_card(tiny_adapter)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import ball
 
@@ -120,3 +121,31 @@ def test_a_batch_lists_prompts_image_by_image(pictures):
     images, prompts, masks = collate([sampler.draw(0, (1,)), sampler.draw(1, (1,))])
     assert images.shape == (2, 3, SIDE, SIDE) and masks.shape == (4, SIDE, SIDE)
     assert [prompt == "liver" for prompt in prompts] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("change", ["flip", "crop"])
+def test_labels_on_another_grid_are_refused(volumes, change):
+    path = volumes / "labelsTr" / "0.nii.gz"
+    labels = sitk.ReadImage(path)
+    if change == "flip":
+        labels.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    sitk.WriteImage(labels if change == "flip" else labels[:, :, :5], path)
+    with pytest.raises(UserError, match=r"0\.nii\.gz is not on the grid"):
+        open_data_set(volumes, "train")
+
+
+@pytest.mark.parametrize("prompts", [None, {}, {"p0": ""}, {"p1": []}])
+def test_a_row_without_a_prompt_is_refused(pictures, prompts):
+    row = {"img_name": "0.png", "mask_name": "0.jpg"} | ({} if prompts is None else {"prompts": prompts})
+    (pictures / "anns" / "train.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match=r"train\.json has a row without"):
+        open_data_set(pictures, "train")
+
+
+def test_masks_of_zero_and_one_are_masks(pictures):
+    mask = sitk.ReadImage(pictures / "masks" / "0.jpg") > 127
+    sitk.WriteImage(mask, pictures / "masks" / "0.png")
+    rows = json.loads((pictures / "anns" / "train.json").read_text())
+    (pictures / "anns" / "train.json").write_text(json.dumps([rows[0] | {"mask_name": "0.png"}]))
+    data_set = open_data_set(pictures, "train")
+    assert data_set.mask(data_set.annotations[0]).sum() == sitk.GetArrayFromImage(mask).sum() > 0

@@ -113,8 +113,8 @@ def test_a_preview_shows_the_segment_in_its_colour(tmp_path, shape):
     voxels = np.random.default_rng(0).integers(0, 90, shape).astype(np.uint8)
     volume = Volume(voxels, (1, 1, 1.5))
     segment = Segment("ball", ball(shape[:3], (shape[0] // 2, 10, 12), 5), (1.0, 0.0, 0.0))
-    write_preview(tmp_path / "with.png", volume, [segment], ["ball: 1 ml"], "auto")
-    write_preview(tmp_path / "without.png", volume, [], [], "auto")
+    write_preview(tmp_path / "with.png", volume, [segment], ["ball: 1 ml"], (0, 255))
+    write_preview(tmp_path / "without.png", volume, [], [], (0, 255))
     red = [
         (lambda p: (p[..., 0] > 0.7) & (p[..., 1] < 0.3))(imread(tmp_path / f"{n}.png"))
         for n in ("with", "without")
@@ -125,7 +125,7 @@ def test_a_preview_shows_the_segment_in_its_colour(tmp_path, shape):
 def test_a_preview_of_nothing_found_is_still_a_picture(tmp_path):
     volume = Volume(np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6))
     segment = Segment("liver", np.zeros((4, 5, 6), bool), (1, 0, 0))
-    write_preview(tmp_path / "p.png", volume, [segment], ["liver: not found"], "auto")
+    write_preview(tmp_path / "p.png", volume, [segment], ["liver: not found, $a_{$"], (0, 120))
     assert imread(tmp_path / "p.png").std() > 0.01
 
 

@@ -143,6 +143,76 @@ def test_a_folder_of_studies_goes_through_and_one_failure_stops_no_other(command
     assert code == 2 and "exists already; add --overwrite" in errors
 
 
+def test_the_outputs_of_two_studies_may_not_be_one_file(command, scan, tmp_path):
+    studies, out = tmp_path / "studies", tmp_path / "out"
+    studies.mkdir(), out.mkdir()
+    for name in ("a.nii.gz", "a_brain.nii.gz"):
+        (studies / name).write_bytes(scan.read_bytes())
+    code, _, errors = command(studies, "-p", "brain", "-o", out, "--format", ".nii.gz", "--masks")
+    assert code == 2 and "two outputs would be" in errors and files(out) == set()
+
+
+def test_results_are_not_written_among_the_scans(command, scan, tmp_path):
+    code, _, errors = command(tmp_path, "-p", "brain", "-o", tmp_path)
+    assert code == 2 and "lies among the scans" in errors
+
+
+def test_resume_notices_another_scan_another_wish_and_a_failed_overwrite(command, scan, tmp_path):
+    studies, out = tmp_path / "studies", tmp_path / "out"
+    studies.mkdir(), out.mkdir()
+    (studies / "a.nii.gz").write_bytes(scan.read_bytes())
+    arguments = [studies, "-p", "brain", "-o", out, "--resume"]
+    assert command(*arguments)[0] == 0
+    assert "done before" in command(*arguments)[1]
+    code, _, errors = command(*arguments, "--preview")
+    assert code == 2 and "exists already" in errors
+    (studies / "a.nii.gz").write_bytes(scan.read_bytes())  # the same bytes at another time
+    code, _, errors = command(*arguments)
+    assert code == 2 and "exists already" in errors
+    assert command(*arguments, "--overwrite")[0] == 0
+    assert "done before" in command(*arguments)[1]
+
+
+def test_an_unexpected_failure_of_one_study_stops_no_other(command, scan, tmp_path, monkeypatch):
+    studies, out = tmp_path / "studies", tmp_path / "out"
+    studies.mkdir(), out.mkdir()
+    for name in "ab":
+        (studies / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    read = segment.read_volume
+
+    def read_all_but_a(path, *arguments):
+        if path.name == "a.nii.gz":
+            raise ZeroDivisionError("odd")
+        return read(path, *arguments)
+
+    monkeypatch.setattr(segment, "read_volume", read_all_but_a)
+    code, _, errors = command(studies, "-p", "brain", "-o", out)
+    assert code == 2 and "unexpected ZeroDivisionError" in errors and "b.seg.nrrd" in files(out)
+
+
+def test_a_link_to_a_scan_gives_its_own_name(command, scan, tmp_path):
+    (tmp_path / "out").mkdir(), (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sub-01.nii.gz").symlink_to(scan)
+    assert command(tmp_path / "in" / "sub-01.nii.gz", "-p", "brain", "-o", tmp_path / "out")[0] == 0
+    assert files(tmp_path / "out") == {"sub-01.seg.nrrd", "sub-01.json"}
+
+
+@pytest.mark.parametrize("prompt", ["[/b] [red]x", "$a_{$"])
+def test_odd_prompts_are_only_text(command, scan, tmp_path, prompt):
+    code, printed, errors = command(scan, "-p", prompt, "-o", tmp_path / "o.seg.nrrd", "--preview", "--report")
+    assert code == 0, errors
+    assert prompt in printed
+    assert json.loads((tmp_path / "o.json").read_text())["results"][0]["prompt"] == prompt
+
+
+def test_exclusive_masks_stay_apart_after_the_clean_up(command, scan, tmp_path):
+    arguments = ["-p", "brain;polyp", "--exclusive", "--fill-holes", "--threshold", 0.05, "--masks"]
+    code, _, errors = command(scan, *arguments, "-o", tmp_path / "o.nii.gz")
+    assert code == 0, errors
+    masks = [sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / f"o_{name}.nii.gz")) for name in ("brain", "polyp")]
+    assert masks[0].any() and not (masks[0].astype(bool) & masks[1].astype(bool)).any()
+
+
 def test_every_frame_of_a_4d_scan_gets_its_own_file(command, scan, tmp_path):
     frames = sitk.JoinSeries([sitk.ReadImage(scan)] * 2)
     sitk.WriteImage(frames, tmp_path / "cine.nii.gz")
@@ -150,6 +220,12 @@ def test_every_frame_of_a_4d_scan_gets_its_own_file(command, scan, tmp_path):
     assert code == 2 and "--frame all" in errors
     code, _, _ = command(tmp_path / "cine.nii.gz", "-p", "brain", "-o", tmp_path / "o.seg.nrrd", "--frame", "all")
     assert code == 0 and {"o_frame0000.seg.nrrd", "o_frame0001.seg.nrrd"} <= files(tmp_path)
+    (tmp_path / "o_frame0000.seg.nrrd").unlink()
+    code, _, errors = command(
+        tmp_path / "cine.nii.gz", "-p", "brain", "-o", tmp_path / "o.seg.nrrd", "--frame", "all"
+    )
+    assert code == 2 and "o_frame0001.seg.nrrd exists already" in errors
+    assert "o_frame0000.seg.nrrd" not in files(tmp_path)  # nothing is written unless all can be
 
 
 BAD = {
@@ -160,14 +236,20 @@ BAD = {
     "an unknown plane": (["-p", "brain", "--plane", "up"], "unknown plane 'up'; there are auto"),
     "an unknown window": (["-p", "brain", "--window", "dark"], "unknown window 'dark'"),
     "a threshold beyond 1": (["-p", "brain", "--threshold", "2"], "between 0 and 1"),
-    "a negative volume": (["-p", "brain", "--min-volume-ml", "-1"], "cannot be negative"),
+    "a negative volume": (["-p", "brain", "--min-volume-ml", "-1"], "give a number from 0 on"),
+    "a volume that is no number": (["-p", "brain", "--min-volume-ml", "nan"], "give a number from 0 on"),
     "an unknown device": (["-p", "brain", "--device", "tpu"], "unknown device 'tpu'"),
     "an unknown precision": (["-p", "brain", "--precision", "fp8"], "unknown precision 'fp8'"),
     "a batch size of nothing": (["-p", "brain", "--batch-size", "0"], "the batch size is '0'"),
     "a frame that is not there": (["-p", "brain", "--frame", "3"], "has no frame 3"),
     "overlap in a label map": (["-p", "brain;polyp", "-o", "LABELS"], "add --exclusive"),
-    "an unknown suffix": (["-p", "brain", "-o", "WORD"], "no suffix that can be written"),
+    "an unknown suffix": (["-p", "brain", "-o", "WORD"], "nor has it a suffix"),
     "a picture of a volume": (["-p", "brain", "-o", "PICTURE"], "is a picture and"),
+    "a preview that is no PNG": (["-p", "brain", "--preview", "PHOTO"], "end it with .png"),
+    "two outputs in one file": (["-p", "brain;Brain", "--masks"], "two outputs would be"),
+    "the scan itself as output": (["-p", "brain", "-o", "SCAN", "--overwrite"], "is a scan to be segmented"),
+    "a name that is too long": (["-p", "brain", "-o", "LONG"], "too long a name"),
+    "a prompt of no text": (["-p", "\udcff"], "no text; type it again"),
     "masks as pictures of a volume": (["-p", "brain", "--masks", "PICTURE"], "is a picture and"),
     "a missing output folder": (["-p", "brain", "-o", "MISSING"], "does not exist; create it first"),
     "an unknown base": (["-p", "brain", "--base", "maxi"], "no base 'maxi'; there are"),
@@ -182,7 +264,11 @@ def test_bad_requests_get_one_line_and_code_2_and_write_nothing(command, scan, t
         "WORD": tmp_path / "o.docx",
         "PICTURE": tmp_path / "o.png",
         "MISSING": tmp_path / "no" / "o.seg.nrrd",
+        "PHOTO": tmp_path / "o.jpg",
+        "SCAN": scan,
+        "LONG": tmp_path / f"{'o' * 230}.seg.nrrd",
     }
+    content = scan.read_bytes()
     arguments = [places.get(a, a) for a in arguments]
     output = [] if "-o" in arguments else ["-o", tmp_path / "o.seg.nrrd"]
     before = files(tmp_path)
@@ -191,7 +277,14 @@ def test_bad_requests_get_one_line_and_code_2_and_write_nothing(command, scan, t
     line = [part for part in errors.splitlines() if part.startswith("error: ")]
     assert len(line) == 1 and message in line[0], errors
     assert "Traceback" not in errors
-    assert files(tmp_path) == before
+    assert files(tmp_path) == before and scan.read_bytes() == content
+
+
+@pytest.mark.parametrize("flag", ["--adapter", "--base", "--plane", "--window", "-o"])
+def test_an_empty_word_is_not_a_default(command, scan, tmp_path, flag):
+    code, _, errors = command(scan, "-p", "brain", "-o", tmp_path / "o.seg.nrrd", flag, "")
+    assert code == 2 and f"argument {'-o/--output' if flag == '-o' else ''}" in errors and "empty" in errors
+    assert files(tmp_path) == {"scan.nii.gz"}
 
 
 @pytest.mark.parametrize("name", ["missing.nii.gz", "empty folder", "text.nii.gz", "constant.nii.gz", "nan.nii.gz"])

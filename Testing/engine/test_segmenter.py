@@ -143,15 +143,15 @@ def test_progress_reaches_the_total(segmenter, volume):
     assert all(done <= total for done, total in seen)
 
 
-def test_cancelling_keeps_the_volume_that_was_set_before(segmenter, volume):
+def test_after_cancelling_no_prompt_is_answered_for_the_volume_before(segmenter, volume):
     def cancel(done, total):
         raise Cancelled
 
     segmenter.set_volume(volume)
-    before = segmenter.segment("brain")
     with pytest.raises(Cancelled):
         segmenter.set_volume(volume, window="full", on_progress=cancel)
-    assert np.array_equal(segmenter.segment("brain").probability, before.probability)
+    with pytest.raises(UserError, match="no volume"):
+        segmenter.segment("brain")
 
 
 def test_what_is_not_present_has_an_empty_mask(segmenter, volume):
@@ -249,3 +249,29 @@ def test_unknown_devices_precisions_and_batch_sizes_are_refused(call):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no cuda device"):
         choose_device("cuda")
+
+
+def test_a_tiny_threshold_does_not_take_everything(segmenter, volume):
+    segmenter.set_volume(volume)
+    result = segmenter.segment("brain")
+    object.__setattr__(result, "presence_threshold", 0.0)
+    assert not result.mask(1e-9)[0].any()  # empty air
+    assert result.mask(0.99999).mean() < 1
+
+
+def test_after_a_volume_that_failed_no_prompt_is_answered_for_the_one_before(segmenter, volume):
+    segmenter.set_volume(volume)
+    with pytest.raises(UserError):
+        segmenter.set_volume(volume, plane="up")
+    with pytest.raises(UserError, match="no volume"):
+        segmenter.segment("brain")
+
+
+def test_memory_that_runs_out_on_the_cpu_is_known_by_its_words():
+    def run(part):
+        if part.stop - part.start > 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    assert in_batches(run, 4, 4) == 1
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_batches(lambda part: (_ for _ in ()).throw(RuntimeError("a bug")), 2, 2)

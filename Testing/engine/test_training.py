@@ -208,6 +208,25 @@ def test_an_adapter_that_is_there_is_not_replaced(train_command, pictures, tmp_p
     assert {p.name: p.read_bytes() for p in tiny_adapter.iterdir()} == before
 
 
+def test_files_that_are_no_adapters_are_not_replaced(train_command, pictures, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("my notes")
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "project", "--overwrite")
+    assert code == 2 and "holds a README.md that is no adapter's" in errors
+    assert (tmp_path / "project" / "README.md").read_text() == "my notes"
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "project" / "README.md")
+    assert code == 2 and "is a file" in errors
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--epochs", 0), ("--batch-size", 0), ("--learning-rate", "nan"), ("--absent-rate", -1)]
+)
+def test_a_plan_that_trains_nothing_is_refused(train_command, pictures, tmp_path, flag, value):
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "out", flag, value)
+    assert code == 2 and f"{flag[2:].replace('-', '_')} is {value}" in errors
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_data_is_refused_in_one_line(train_command, tmp_path):
     code, _, errors = train_command("--data", tmp_path / "nothing", "-o", tmp_path / "out")
     assert code == 2 and errors.startswith("error: ") and "Traceback" not in errors
@@ -223,7 +242,7 @@ def recipe(pictures, volumes, tmp_path):
         "licence": "CC0-1.0",
         "seed": 1,
         "network": {
-            "vision": widths,
+            "vision": widths | {"num_hidden_layers": 3},
             "text": widths,
             "side": SIDE,
             "patch_size": 16,
