@@ -40,7 +40,7 @@ def read_plan(path: Path) -> dict:
     return values
 
 
-def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str) -> None:
+def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str, processes: int) -> None:
     """Write the resolved plan, and on what the run runs."""
     write_text(folder / PLAN, yaml.safe_dump(asdict(plan), sort_keys=False))
     environment = {
@@ -48,6 +48,7 @@ def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str) ->
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "data": str(data),
         "base": base,

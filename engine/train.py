@@ -18,7 +18,7 @@ from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
 from engine.cli import interruptible, progress_bar, run
 from engine.data import DataSet, open_splits
-from engine.devices import choose_device
+from engine.devices import PRECISIONS, choose_device
 from engine.errors import Cancelled
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
@@ -78,12 +78,15 @@ def _train_one(
     others = [name for name in OTHER_STRUCTURES if name not in prompts]
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
-    trainer = Trainer(base, plan, sets["train"], validation_set, others, folder / CHECKPOINT, device)
+    checkpoint = folder / CHECKPOINT
+    trainer = Trainer(base, plan, sets["train"], validation_set, others, checkpoint, device, options.precision)
     if options.resume:
         trainer.resume()
     card = _card(plan, base, prompts, output, options)
-    if trainer.accelerator.is_main_process:
-        write_start(folder, plan, options.data, base.name, str(trainer.accelerator.device))
+    accelerator = trainer.accelerator
+    if accelerator.is_main_process:
+        where = str(accelerator.device), accelerator.num_processes
+        write_start(folder, plan, options.data, base.name, *where)
         counts = {split: len(data_set.annotations) for split, data_set in sets.items()}
         print(f"annotations: {counts['train']} for training, {counts['val']} for validation")
     with _telling_how_to_go_on():
@@ -199,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, help="YAML file with hyper-parameters; flags go before it")
     add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
     add("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")

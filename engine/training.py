@@ -128,7 +128,8 @@ class Trainer:
         absent_prompts: wordings that fit no training image.
         validation_set: None keeps the adapter of the last epoch as the best.
         checkpoint: the file from which an interrupted run goes on.
-        device: where to train; under `accelerate launch`, accelerate says where.
+        device: where to train; under `accelerate launch`, accelerate says which of several.
+        precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
 
     Attributes:
         model: the base with the adapter.
@@ -144,11 +145,11 @@ class Trainer:
         absent_prompts: Sequence[str],
         checkpoint: Path,
         device: torch.device,
+        precision: str = "auto",
     ):
         self.plan = plan = plan.resolved()
-        self.accelerator = Accelerator(
-            mixed_precision=MIXED_PRECISION[choose_dtype("auto", device)], cpu=device.type == "cpu"
-        )
+        mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
+        self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         torch.manual_seed(plan.seed)
         network = base.load_network()
         adapter = build_adapter(plan.method, plan.placement, BaseShape.of(network.config), plan.hidden_size)
@@ -248,6 +249,8 @@ class Trainer:
         positions = _positions(self._samples, plan, standing.epoch)
         for start in range(standing.step * plan.batch_size, len(positions), plan.batch_size):
             chosen = positions[start : start + plan.batch_size]
+            if len(chosen) < self.accelerator.num_processes:
+                continue  # too few for every process to have one
             own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
             loss, _ = self._forward([self._samples.draw(int(p), (plan.seed, standing.epoch)) for p in own])
             self._prepared.zero_grad()

@@ -3,13 +3,15 @@
 import contextlib
 import itertools
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SIDE, ball, files
+from conftest import ROOT, SIDE, ball, files
 from safetensors.torch import load_file
 from transformers import CLIPSegForImageSegmentation
 
@@ -199,6 +201,30 @@ def test_splits_that_share_an_image_are_refused_or_parted(train_command, picture
     code, _, errors = train_command(*options, "--drop-overlap")
     assert code == 0, errors
     assert read_card(tmp_path / "out").metrics == {}
+
+
+def launch(arguments, processes: int) -> subprocess.CompletedProcess:
+    words = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes, "--num_machines", 1]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "engine.train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_train_what_one_does(train_command, pictures, tmp_path, tiny_base):
+    options = ["--data", pictures, "--base", tiny_base, "--device", "cpu", "--precision", "fp32"]
+    options += ["--epochs", 4, "--absent-rate", 0, "--learning-rate", 0.01]
+    code, _, errors = train_command(*options, "-o", tmp_path / "one")
+    assert code == 0, errors
+    result = launch([*options, "-o", tmp_path / "two"], processes=2)
+    assert result.returncode == 0, result.stderr
+    one, two = adapter_of(tmp_path / "one"), adapter_of(tmp_path / "two")
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=2e-4, rtol=1e-3)
+    assert json.loads((tmp_path / "two" / "run" / "environment.json").read_text())["processes"] == 2
+    losses = [(tmp_path / n / "run" / "log.csv").read_text().splitlines()[-1].split(",")[1] for n in ("one", "two")]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), abs=1e-3)
 
 
 def test_an_adapter_that_is_there_is_not_replaced(train_command, pictures, tmp_path, tiny_adapter):
