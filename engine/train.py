@@ -150,7 +150,7 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
         base=base.name,
         base_sha256=base.sha256,
         prompts=prompts,
-        plane="auto" if options.planes == "all" else options.planes,
+        plane=options.planes,
         data_set=options.data_set or options.data.resolve().name,
         licence=options.licence,
         created=date.today().isoformat(),
