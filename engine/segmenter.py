@@ -129,7 +129,8 @@ class Segmenter:
         """Encode a volume for the prompts that follow.
 
         Args:
-            plane: axial, coronal, sagittal, auto or all (the mean of all three); the adapter's own when None.
+            plane: axial, coronal, sagittal, auto or all (the mean of all three); the adapter's own when
+                None, and a single slice's own.
             window: see `intensity_range`; the adapter's own when None.
             on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
 
@@ -141,7 +142,8 @@ class Segmenter:
     def _set_volume(self, volume: Volume, plane: str | None, window: str | None, on_progress: Progress) -> None:
         defaults = (self.card.plane, self.card.window) if self.card else ("auto", "auto")
         self.volume = None  # if anything goes wrong, no prompt is answered for the volume before
-        plane = defaults[0] if plane is None else plane
+        if plane is None:
+            plane = "auto" if min(volume.shape) == 1 else defaults[0]
         window = defaults[1] if window is None else window
         planes = resolve_planes(volume, plane)
         low, high = intensity_range(volume, window)

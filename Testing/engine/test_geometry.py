@@ -175,3 +175,19 @@ def test_overlapping_segments_do_not_fit_a_label_map(tmp_path):
     with pytest.raises(UserError, match=r"add --exclusive, or write \.seg\.nrrd"):
         write_segments(tmp_path / "out.nii.gz", segments, volume_on(IDENTITY))
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_nifti_that_cannot_hold_the_grid_is_not_written(tmp_path):
+    sheared = np.array([[1.0, 0.3, 0], [0, 0.954, 0], [0, 0, 1]])
+    volume = volume_on(sheared)
+    segment = Segment("ball", ball(SHAPE, (2, 9, 3), 1.5), (1, 0, 0))
+    with pytest.raises(UserError, match=r"cannot hold the grid .* write \.seg\.nrrd"):
+        write_segments(tmp_path / "out.nii.gz", [segment], volume)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_slice_is_never_cut_into_lines():
+    volume = volume_on(IDENTITY, shape=(1, 20, 24))
+    assert resolve_planes(volume, "auto") == ("axial",)
+    with pytest.raises(UserError, match="choose --plane auto"):
+        resolve_planes(volume, "coronal")

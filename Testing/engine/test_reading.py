@@ -1,6 +1,8 @@
 """What can be read, and what is refused in one clear line."""
 
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -174,7 +176,7 @@ def write_series(folder, positions=(0, 2, 4, 6), uid=None, number=1, description
         for key, value in attributes.items():
             setattr(slice_, key, value[index] if isinstance(value, list) and key.startswith("Image") else value)
         slice_.PixelData = np.full((6, 5), round(position), np.int16).tobytes()
-        slice_.save_as(folder / f"{hash((uid, index)) % 10**6}.dcm", enforce_file_format=True)
+        slice_.save_as(folder / f"{hash((uid, index, position)) % 10**6}.dcm", enforce_file_format=True)
     return uid
 
 
@@ -308,3 +310,120 @@ def test_intensities_are_mapped_and_clipped():
 def test_slices_that_show_one_value_in_the_window_are_air():
     stack = np.stack([np.full((3, 3), -1000), np.linspace(-1000, -900, 9).reshape(3, 3), VOXELS[0, :3, :3]])
     assert is_empty_air(stack, -160, 240).tolist() == [True, True, False]
+
+
+def test_slopes_that_differ_by_slice_are_applied_to_each(tmp_path):
+    for number, slope in enumerate((1, 0.01, 1000)):
+        write_series(tmp_path, (2 * number,), uid="1.2.3", RescaleSlope=slope, RescaleIntercept=0)
+    # every slice holds its position as voxel value: 0, 2, 4
+    np.testing.assert_allclose(read_volume(tmp_path).voxels[:, 0, 0], [0, 0.02, 4000], rtol=1e-6)
+
+
+def test_a_drift_that_only_the_whole_stack_shows_is_refused(tmp_path):
+    positions = [[10 + 0.045 * i, 20, i] for i in range(30)]
+    write_series(tmp_path, range(30), ImagePositionPatient=positions)
+    with pytest.raises(UserError, match="tilted gantry"):
+        read_volume(tmp_path)
+
+
+def test_positions_of_two_digits_are_no_missing_slice_and_give_the_mean_distance(tmp_path):
+    write_series(tmp_path, [round(i * 2 / 3, 2) for i in range(61)])
+    assert read_volume(tmp_path).spacing_mm[2] == pytest.approx(2 / 3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"PixelSpacing": None}, "spacing"),
+        ({"PixelSpacing": [0.5]}, "spacing"),
+        ({"ImagePositionPatient": [[1, 2]] * 4}, "position"),
+        ({"ImageOrientationPatient": [[1, 0, 0]] * 4}, "orientation"),
+        ({"ImageOrientationPatient": [[1, 0, 0, 0.3, 1, 0]] * 4}, "right angles"),
+    ],
+)
+def test_a_series_without_a_valid_place_is_refused(tmp_path, attributes, message):
+    write_series(tmp_path, **attributes)
+    with pytest.raises(UserError, match=message):
+        read_volume(tmp_path)
+
+
+def test_slices_of_different_pixels_are_refused(tmp_path):
+    write_series(tmp_path, (0, 2), uid="1.2.3")
+    write_series(tmp_path, (4, 6), uid="1.2.3", PixelSpacing=[0.5, 0.5])
+    with pytest.raises(UserError, match="different spacings"):
+        read_volume(tmp_path)
+
+
+def test_a_damaged_slice_is_named_and_not_left_out(tmp_path):
+    write_series(tmp_path)
+    victim = sorted(tmp_path.iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(UserError, match=victim.name):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "SCAN.NII.GZ", "scan.nrrd", "scan.mha"])
+def test_one_flipped_bit_in_compressed_voxels_is_refused(tmp_path, name):
+    voxels = np.random.default_rng(0).integers(0, 200, (8, 16, 16)).astype(np.uint8)
+    written = tmp_path / name.lower()
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), written, useCompression=True)
+    written.rename(tmp_path / name)
+    assert np.array_equal(read_volume(tmp_path / name).voxels, voxels)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-len(content) // 4] ^= 4
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged"):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_half_a_picture_is_refused(tmp_path, suffix):
+    picture = np.random.default_rng(0).integers(0, 200, (40, 60, 3)).astype(np.uint8)
+    path = tmp_path / f"photo{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="damaged"):
+        read_volume(path)
+
+
+def nifti_with(tmp_path, **fields):
+    """Write a NIfTI and overwrite fields of its header: each is (offset, form, values)."""
+    path = tmp_path / "scan.nii"
+    image = sitk.GetImageFromArray(np.arange(8 * 6 * 4, dtype=np.int16).reshape(4, 6, 8))
+    image.SetSpacing((1.0, 1.0, 2.0))
+    sitk.WriteImage(image, path)
+    content = bytearray(path.read_bytes())
+    for offset, form, values in fields.values():
+        struct.pack_into(f"<{form}", content, offset, *values)
+    path.write_bytes(content)
+    return path
+
+
+SFORM_2_MM = (280, "12f", (-2, 0, 0, 0, 0, -2, 0, 0, 0, 0, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"codes": (252, "2h", (1, 1)), "sform": SFORM_2_MM}, "in two ways"),
+        ({"codes": (252, "2h", (0, 2)), "sform": SFORM_2_MM}, "in two ways"),
+        ({"codes": (252, "2h", (1, 0)), "offset": (268, "f", (np.nan,))}, "no number"),
+    ],
+)
+def test_a_nifti_that_places_its_voxels_in_two_ways_is_refused(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        read_volume(nifti_with(tmp_path, **fields))
+
+
+def test_a_nifti_whose_two_forms_agree_is_read(tmp_path):
+    assert read_volume(nifti_with(tmp_path)).spacing_mm == (1.0, 1.0, 2.0)
+    sform = (280, "12f", (-1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 2, 0))
+    assert read_volume(nifti_with(tmp_path, codes=(252, "2h", (1, 2)), sform=sform)).spacing_mm == (1.0, 1.0, 2.0)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.nii"))
+    sitk.WriteImage(sitk.GetImageFromArray(np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "a.nii").rename(path)
+    with pytest.raises(UserError, match="no valid UTF-8 name"):
+        read_volume(path)

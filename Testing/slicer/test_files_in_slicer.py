@@ -110,9 +110,11 @@ def test_slicer_sees_each_segment_where_the_engine_saw_it(scan, scene, tmp_path)
 
 def test_slicer_keeps_what_the_segment_was_made_from(scan, scene, tmp_path):
     volume = read_volume(scan)
-    tags = {"VLSMSegmenter.Prompt": "left lung, upper part", "VLSMSegmenter.Threshold": "0.5"}
-    write_segments(tmp_path / "out.seg.nrrd", [Segment("lung", volume.voxels > 500, (1, 0, 0), tags)], volume)
-    segment = segment_named(load_segmentation(scene, tmp_path / "out.seg.nrrd"), "lung")
+    tags = {"VLSMSegmenter.Prompt": "left lung, upper part, Köpfchen 脑", "VLSMSegmenter.Threshold": "0.5"}
+    write_segments(
+        tmp_path / "out.seg.nrrd", [Segment("Köpfchen 脑", volume.voxels > 500, (1, 0, 0), tags)], volume
+    )
+    segment = segment_named(load_segmentation(scene, tmp_path / "out.seg.nrrd"), "Köpfchen 脑")
     for key, text in tags.items():
         value = vtk.mutable("")
         assert segment.GetTag(key, value)

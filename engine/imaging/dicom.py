@@ -25,6 +25,8 @@ HEADER_TAGS = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
+    "RescaleSlope",
+    "RescaleIntercept",
     "WindowCenter",
     "WindowWidth",
     "PhotometricInterpretation",
@@ -103,14 +105,26 @@ def read_files(files: Sequence[Path], name: str) -> list[Volume]:
 
 def _group(files) -> list[Series]:
     groups: dict[str, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
+    damaged: list[Path] = []
     for path in files:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
         except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, NotImplementedError):
+            damaged.append(path)
             continue
         if header.get("Rows") and header.get("Columns"):
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+        elif not header.get("SOPClassUID") or _is_image_class(header):
+            damaged.append(path)
+    if damaged and groups:
+        raise UserError(f"{damaged[0]} is damaged, and may be a slice of the series beside it; get it again")
     return [Series(uid, *map(tuple, zip(*members, strict=True))) for uid, members in groups.items()]
+
+
+def _is_image_class(header: pydicom.Dataset) -> bool:
+    """Return whether an object without an image is of a class that should have one; DICOMDIR, reports, plans and
+    presentation states are of others."""
+    return "Image Storage" in pydicom.uid.UID(header.SOPClassUID).name
 
 
 def _meant(found: list[Series], wanted: str) -> list[Series]:
@@ -137,26 +151,52 @@ def _read_series(series: Series, source: Path) -> list[Volume]:
 
 
 def _read_slices(series: Series, source: Path) -> sitk.Image:
-    if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in series.headers):
-        raise UserError(
-            f"{source} has several files in series {series.title} without a position; read them one by one"
-        )
+    positions, orientation, pixel_spacing = _places(series, source)
     if len({(h.Rows, h.Columns) for h in series.headers}) > 1:
         raise UserError(f"{source} has slices of different sizes in series {series.title}; separate them first")
-    orientations = np.array([[float(v) for v in h.ImageOrientationPatient] for h in series.headers])
-    if np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise UserError(
-            f"{source} has slices of different orientations in series {series.title}; separate them first"
-        )
-    order, spacing_mm = _order([h.ImagePositionPatient for h in series.headers], orientations[0], source)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(series.files[index]) for index in order])
+    order, spacing_mm = _order(positions, orientation, source)
+    files = [str(series.files[index]) for index in order]
+    slopes = {(str(h.get("RescaleSlope", "")), str(h.get("RescaleIntercept", ""))) for h in series.headers}
     try:
-        image = reader.Execute()
+        # a series is read in the type of its first slice, which does not hold what another slope makes
+        image = sitk.ReadImage(files) if len(slopes) == 1 else sitk.ReadImage(files, sitk.sitkFloat32)
     except RuntimeError as error:
         raise UserError(f"{source} has pixel data that cannot be decoded in series {series.title}") from error
-    headers = [series.headers[index] for index in order]
-    return _placed(image, headers[0].ImagePositionPatient, headers[0].PixelSpacing, orientations[0], spacing_mm)
+    return _placed(image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+
+
+def _places(series: Series, source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the position of each slice, and the orientation and the pixel spacing that all share.
+
+    Raises:
+        UserError: a slice lacks one of them, or they differ.
+    """
+    positions = [_attribute(h, "ImagePositionPatient", 3, "position", source) for h in series.headers]
+    orientations = [_attribute(h, "ImageOrientationPatient", 6, "orientation", source) for h in series.headers]
+    spacings = [_attribute(h, "PixelSpacing", 2, "pixel spacing", source) for h in series.headers]
+    for name, values in (("orientations", orientations), ("spacings", spacings)):
+        if np.abs(np.array(values) - values[0]).max() > 1e-3:
+            raise UserError(
+                f"{source} has slices of different {name} in series {series.title}; separate them first"
+            )
+    _check_right_angles(orientations[0], source)
+    return np.array(positions), orientations[0], spacings[0]
+
+
+def _attribute(header: pydicom.Dataset, name: str, count: int, words: str, source: Path) -> np.ndarray:
+    try:
+        values = np.array([float(value) for value in header[name].value])
+    except (KeyError, TypeError, ValueError):
+        values = np.empty(0)
+    if len(values) != count or not np.isfinite(values).all():
+        raise UserError(f"{source} has a slice without a valid {words} ({name}); read its slices one by one")
+    return values
+
+
+def _check_right_angles(orientation: np.ndarray, source: Path) -> None:
+    rows, columns = orientation[:3], orientation[3:]
+    if abs(rows @ columns) > 1e-3 or np.abs([rows @ rows - 1, columns @ columns - 1]).max() > 1e-2:
+        raise UserError(f"{source} has image axes that are not at right angles (ImageOrientationPatient)")
 
 
 def _read_image(path: Path) -> sitk.Image:
@@ -182,16 +222,17 @@ def _order(positions: Sequence, orientation: np.ndarray, source: Path) -> tuple[
         raise UserError(
             f"{source} has two slices at {where:.2f} mm along the normal; separate acquisitions or echoes"
         )
-    spacing = float(np.median(steps))
-    if np.abs(steps - spacing).max() > UNEVEN_MM:
-        index = int(np.abs(steps - spacing).argmax())
+    usual, spacing = float(np.median(steps)), float(steps.mean())
+    even = along[order][0] + spacing * np.arange(len(order))
+    if np.abs(steps - usual).max() > UNEVEN_MM or np.abs(along[order] - even).max() > UNEVEN_MM:
+        index = int(np.abs(steps - usual).argmax())
         below, above = along[order][index : index + 2]
         raise UserError(
             f"{source} has uneven slices: {above - below:.2f} mm lie between those at {below:.2f} and "
-            f"{above:.2f} mm, and {spacing:.2f} mm elsewhere; a slice is missing, or the series has to be resampled"
+            f"{above:.2f} mm, and {usual:.2f} mm elsewhere; a slice is missing, or the series has to be resampled"
         )
-    sideways = np.diff(places[order], axis=0) - steps[:, None] * normal
-    if np.abs(sideways).max() > UNEVEN_MM:
+    straight = places[order][0] + np.outer(along[order] - along[order][0], normal)
+    if np.abs(places[order] - straight).max() > UNEVEN_MM:
         raise UserError(
             f"{source} has a tilted gantry (slices are shifted sideways); resample it to a regular grid"
         )
@@ -218,8 +259,11 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
             [_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in frames]
         )
         pixel_spacing = _group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing
-    except (AttributeError, IndexError):
+    except (AttributeError, IndexError, KeyError):
         return None
+    slopes = {_frame_slope(frame, shared) for frame in frames}
+    if len(slopes) > 1:
+        raise UserError(f"{source} has frames of different rescale slopes; convert it to single slices first")
     if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
         raise UserError(f"{source} has frames of different orientations; separate them first")
     orientation = orientations[0].astype(float)
@@ -227,6 +271,14 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
     voxels = sitk.GetArrayFromImage(image)[order]
     sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
     return _placed(sorted_image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+
+
+def _frame_slope(frame: pydicom.Dataset, shared: pydicom.Dataset) -> tuple[str, str]:
+    try:
+        values = _group_item(frame, shared, "PixelValueTransformationSequence")
+    except (KeyError, IndexError):
+        return ("", "")
+    return (str(values.get("RescaleSlope", "")), str(values.get("RescaleIntercept", "")))
 
 
 def _group_item(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str) -> pydicom.Dataset:

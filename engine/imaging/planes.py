@@ -57,12 +57,16 @@ def resolve_planes(volume: Volume, plane: str) -> tuple[str, ...]:
             slice's own, otherwise across the coarsest axis, axial where they are equal.
 
     Raises:
-        UserError: an unknown plane, or all three of a single slice.
+        UserError: an unknown plane, or one of a single slice that is not its own.
     """
-    if plane in PLANES:
-        return (plane,)
     if plane not in CHOICES:
         raise UserError(f"unknown plane '{plane}'; there are {', '.join(CHOICES)}")
+    if plane in PLANES and not np.isfinite(_pixel_area(volume, plane)):
+        raise UserError(
+            f"{volume.name} has a single slice, which {plane} would cut into lines; choose --plane auto"
+        )
+    if plane in PLANES:
+        return (plane,)
     if plane == "all" and min(volume.shape) > 1:
         return PLANES
     if plane == "all":

@@ -2,13 +2,16 @@
 
 import gzip
 import math
+import re
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from engine.errors import UserError
 from engine.imaging import dicom
@@ -17,6 +20,9 @@ from engine.imaging.volume import Volume, volume_from_image
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+NIFTI_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+SFORM_TOLERANCE = 0.1  # of a voxel; headers keep single precision, and a real contradiction is larger
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
 
 
@@ -55,9 +61,14 @@ def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
         if dicom.is_dicom(path):
             return dicom.read_files([path], path.name)
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
+    _check_name(path)
+    picture = image_suffix(path) in PICTURE_SUFFIXES
     if image_suffix(path) in (".nii", ".nii.gz"):
         _check_nifti(path)
-    picture = image_suffix(path) in PICTURE_SUFFIXES
+    elif image_suffix(path) in (".nrrd", ".mha"):
+        _check_compressed(path)
+    elif picture:
+        _check_picture(path)
     return [volume_from_image(_colours(image, path), name=path.name) for image in _frames(_read(path), picture)]
 
 
@@ -86,6 +97,13 @@ def find_studies(folder: Path) -> list[Path]:
 def image_suffix(path: Path) -> str | None:
     """Return the suffix of an image file that is not DICOM, such as ".nii.gz"; None for any other."""
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{str(path)!a} is no valid UTF-8 name; rename the file") from None
 
 
 def _read(path: Path) -> sitk.Image:
@@ -132,43 +150,102 @@ def _colours(image: sitk.Image, path: Path) -> sitk.Image:
 
 
 def _check_nifti(path: Path) -> None:
-    """Refuse what SimpleITK would silently mend: a zero spacing, a singular sform, voxels that are missing."""
+    """Refuse what SimpleITK would silently mend: a zero spacing, a singular or contradicting sform, voxels that are
+    missing or damaged."""
     try:
+        size = _check_whole(path)
         with _open(path) as file:
             header = file.read(348)
         order = "<" if header[:4] == struct.pack("<i", 348) else ">"
-        dimensions, *sizes = struct.unpack_from(f"{order}8h", header, 40)
-        bits, offset = (
-            struct.unpack_from(f"{order}h", header, 72)[0],
-            struct.unpack_from(f"{order}f", header, 108)[0],
-        )
-        spacing = struct.unpack_from(f"{order}7f", header, 80)[: min(3, max(1, dimensions))]
-        sform_code = struct.unpack_from(f"{order}h", header, 254)[0]
-        sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
-        needed = math.prod(sizes[: max(0, dimensions)]) * bits // 8 + int(offset)
-        complete = _holds(path, needed)
+
+        def field(offset: int, form: str) -> tuple:
+            return struct.unpack_from(order + form, header, offset)
+
+        dimensions, *sizes = field(40, "8h")
+        needed = math.prod(sizes[: max(0, dimensions)]) * field(72, "h")[0] // 8 + int(field(108, "f")[0])
+        spacing = field(80, "7f")[: min(3, max(1, dimensions))]
+        qform_code, sform_code = field(252, "2h")
+        placing = field(256, "6f")
+        sform = np.reshape(field(280, "12f"), (3, 4))
     except (OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error) as error:
         raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
     if not np.isfinite(spacing).all() or 0 in spacing:
         raise UserError(f"{path} has a spacing of {spacing} mm; every spacing must be above zero, mend its header")
     if sform_code > 0 and (not np.isfinite(sform).all() or abs(np.linalg.det(sform[:, :3])) < 1e-9):
         raise UserError(f"{path} has a direction matrix (sform) that cannot be inverted; mend its header")
-    if not complete:
+    if qform_code > 0 and not np.isfinite(placing).all():
+        raise UserError(f"{path} has a place (qform) that is no number; mend its header")
+    if size < needed:
         raise UserError(f"{path} ends before its last voxel; it is damaged, get it again")
+    if sform_code > 0 and dimensions >= 3:
+        _check_sform(path, sform, header[123] & 7)
 
 
-def _holds(path: Path, needed: int) -> bool:
-    """Return whether a file, once unpacked, has at least `needed` bytes."""
-    if path.suffix != ".gz":
-        return path.stat().st_size >= needed
-    with path.open("rb") as file:
-        file.seek(-4, 2)
-        promised = struct.unpack("<I", file.read(4))[0]  # gzip's own note of the size, modulo 4 GiB
-    if promised == needed % (1 << 32):
-        return True
-    with gzip.open(path) as file:  # several members, or a damaged end: count
-        return sum(len(block) for block in iter(lambda: file.read(1 << 20), b"")) >= needed
+def _check_sform(path: Path, sform: np.ndarray, units: int) -> None:
+    """Refuse a NIfTI whose sform places voxels elsewhere than SimpleITK, which may prefer the qform."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return  # reading it gives the reason
+    scale = NIFTI_UNITS_MM.get(units, 1.0)
+    matrix = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3] * reader.GetSpacing()[:3]
+    corners = np.array(list(product(*((0, size - 1) for size in reader.GetSize()[:3]))), float).T
+    ours = matrix @ corners + np.reshape(reader.GetOrigin()[:3], (3, 1))
+    theirs = RAS_TO_LPS @ (sform[:, :3] @ corners + sform[:, 3:]) * scale
+    if np.abs(ours - theirs).max() > SFORM_TOLERANCE * min(reader.GetSpacing()[:3]):
+        raise UserError(
+            f"{path} places its voxels in two ways (sform and qform disagree, or axes are not at right angles); "
+            "mend its header or resample it"
+        )
+
+
+def _check_whole(path: Path) -> int:
+    """Return the size of a file once unpacked; gzip's own checksum is proved on the way.
+
+    Raises:
+        OSError, EOFError, zlib.error: it is damaged.
+    """
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
+    with gzip.open(path) as file:
+        return sum(len(block) for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a picture whose end is missing, which SimpleITK would fill up."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Image.UnidentifiedImageError:
+        return  # a kind that Pillow does not know; SimpleITK may
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); get it again") from error
+
+
+def _check_compressed(path: Path) -> None:
+    """Refuse an attached NRRD or a MetaImage whose compressed voxels are damaged or cut off."""
+    content = path.read_bytes()
+    nrrd = image_suffix(path) == ".nrrd"
+    if nrrd and re.search(rb"^encoding: *gz", content[:100_000], re.MULTILINE | re.IGNORECASE):
+        start, kind = content.find(b"\n\n") + 2, 31
+    elif not nrrd and re.search(rb"^CompressedData *= *True", content[:100_000], re.MULTILINE | re.IGNORECASE):
+        match = re.search(rb"^ElementDataFile *= *LOCAL\r?\n", content, re.MULTILINE)
+        start, kind = match.end() if match else -1, 47
+    else:
+        return
+    unpacker = zlib.decompressobj(kind)
+    try:
+        rest = content[start:] if start > 1 else b""
+        while rest:
+            unpacker.decompress(rest, 1 << 24)
+            rest = unpacker.unconsumed_tail
+    except zlib.error as error:
+        raise UserError(f"{path} has damaged voxels ({error}); get it again") from error
+    if start > 1 and not unpacker.eof:
+        raise UserError(f"{path} ends before its last voxel; it is damaged, get it again")

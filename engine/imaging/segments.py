@@ -48,7 +48,8 @@ def keep_largest(mask: np.ndarray) -> np.ndarray:
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Fill what a mask encloses: in 3-D, or in the slice where there is a single one."""
     if 1 in mask.shape:
-        return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(mask.squeeze()))).reshape(mask.shape) > 0
+        plane = mask.squeeze(axis=mask.shape.index(1))
+        return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(plane))).reshape(mask.shape) > 0
     return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(mask))) > 0
 
 

@@ -1,21 +1,23 @@
 """Write segments and probabilities on exactly the grid of the volume they belong to."""
 
+import gzip
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
-import nrrd
 import numpy as np
 import SimpleITK as sitk
 
 from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume, image_from_volume
+from engine.imaging.volume import Volume, image_from_volume, volume_from_image
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
 LABEL_MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 PICTURE_SUFFIXES = (".png",)
 SUFFIXES = (SEGMENTATION_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
+NIFTI_TOLERANCE_MM = 1e-3
 TERMINOLOGY_TAG = "TerminologyEntry"
 TISSUE = (
     "Segmentation category and type - 3D Slicer General Anatomy list"
@@ -57,11 +59,11 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
     """Write segments on the volume's grid, in one step.
 
     `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. Label
-    maps hold i + 1 for segment i; a picture of a single segment holds 255. NIfTI keeps the geometry as float32:
-    equal within 1e-4 mm; the others keep every bit.
+    maps hold i + 1 for segment i; a picture of a single segment holds 255. NIfTI keeps the geometry in single
+    precision, and only grids at right angles; the others keep every bit.
 
     Raises:
-        UserError: the format cannot hold the segments (see `check_format`), or the disk is full.
+        UserError: the format cannot hold the segments (see `check_format`) or the grid, or the disk is full.
     """
     suffix = output_suffix(path)
     overlap = len(segments) > 1 and np.sum([segment.mask for segment in segments], axis=0, dtype=np.uint8).max() > 1
@@ -88,17 +90,31 @@ def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> No
 
 
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:
-    """Write, and read back what was written: some formats are cut off silently where the disk is full."""
+    """Write, and read back what was written: some formats are cut off silently where the disk is full, and NIfTI
+    cannot hold every grid."""
     image = image_from_volume(volume.with_voxels(voxels))
     if picture and image.GetDimension() == 3:
         image = image[:, :, 0]
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        complete = np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).squeeze(), voxels.squeeze())
+        written = sitk.ReadImage(str(path))
+        complete = np.array_equal(sitk.GetArrayFromImage(written).squeeze(), voxels.squeeze())
     except RuntimeError:
         complete = False
+    if complete and not picture and _displacement_mm(volume_from_image(written), volume) > NIFTI_TOLERANCE_MM:
+        raise UserError(f"{path.suffix} cannot hold the grid of {volume.name} exactly; write .seg.nrrd or .nrrd")
     if not complete:
         raise UserError(f"the file could not be written whole to {path.parent}; the disk may be full")
+
+
+def _displacement_mm(written: Volume, volume: Volume) -> float:
+    """Return how far the corners of two grids of one size lie apart, less the rounding of single precision."""
+    corners = np.array(list(product(*((0, size - 1) for size in volume.shape[::-1]))), float).T
+    places = [
+        (v.direction_matrix * v.spacing_mm) @ corners + np.reshape(v.origin_mm, (3, 1)) for v in (written, volume)
+    ]
+    rounding = np.finfo(np.float32).eps * np.abs(places[1]).max()
+    return float(np.abs(places[0] - places[1]).max() - 4 * rounding)
 
 
 def _labels(segments: Sequence[Segment], values: Sequence[int], volume: Volume) -> np.ndarray:
@@ -112,22 +128,35 @@ def _write_segmentation(path: Path, segments: Sequence[Segment], volume: Volume)
     layers, places = _layers(segments, volume)
     stack = np.stack(layers, axis=-1).T  # NRRD's order: layer, x, y, z
     directions = volume.direction_matrix * volume.spacing_mm
+    layered = len(layers) > 1
+    vectors = [_vector(column) for column in directions.T]
     header = {
+        "type": "uint8" if stack.dtype == np.uint8 else "uint16",
+        "dimension": str(4 if layered else 3),
         "space": "left-posterior-superior",
-        "space origin": np.array(volume.origin_mm),
-        "space directions": np.vstack([[np.nan] * 3, directions.T]),
-        "kinds": ["list", "domain", "domain", "domain"],
+        "sizes": " ".join(map(str, stack.shape if layered else stack.shape[1:])),
+        "space directions": " ".join((["none"] if layered else []) + vectors),
+        "kinds": " ".join((["list"] if layered else []) + ["domain"] * 3),
+        "endian": "little",
         "encoding": "gzip",
+        "space origin": _vector(volume.origin_mm),
+    }
+    fields = {
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
-    if len(layers) == 1:
-        stack = stack[0]
-        header |= {"space directions": directions.T, "kinds": ["domain"] * 3}
     for index, (segment, (layer, value)) in enumerate(zip(segments, places, strict=True)):
-        header |= _segment_fields(f"Segment{index}_", index, segment, layer, value)
-    nrrd.write(str(path), stack, header, compression_level=6)
+        fields |= _segment_fields(f"Segment{index}_", index, segment, layer, value)
+    lines = ["NRRD0004", *(f"{k}: {v}" for k, v in header.items()), *(f"{k}:={v}" for k, v in fields.items())]
+    voxels = stack.astype(stack.dtype.newbyteorder("<")).tobytes(order="F")
+    with path.open("wb") as file:
+        file.write("\n".join(lines).encode() + b"\n\n" + gzip.compress(voxels, compresslevel=6))
+
+
+def _vector(numbers: Sequence[float]) -> str:
+    """Return a vector in NRRD's form, with every bit."""
+    return f"({','.join(repr(float(number)) for number in numbers)})"
 
 
 def _segment_fields(prefix: str, index: int, segment: Segment, layer: int, value: int) -> dict[str, str]:
