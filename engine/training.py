@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.bases import Base
 from engine.checkpoints import load_checkpoint, save_checkpoint
@@ -161,7 +161,7 @@ class Trainer:
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self._optimizer, factor=0.3, patience=plan.plateau_epochs
         )
-        self._forward_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
+        self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
         self._samples = Sampler(
             training_set,
             base.side,
@@ -252,7 +252,8 @@ class Trainer:
             if len(chosen) < self.accelerator.num_processes:
                 continue  # too few for every process to have one
             own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-            loss, _ = self._forward([self._samples.draw(int(p), (plan.seed, standing.epoch)) for p in own])
+            batch = [self._samples.draw(int(p), (plan.seed, standing.epoch)) for p in own]
+            loss, _ = self._forward(self._shared_model, batch)
             self._prepared.zero_grad()
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self._parameters.values(), plan.gradient_clip)
@@ -271,7 +272,7 @@ class Trainer:
         sums = torch.zeros(3, device=self.accelerator.device)  # of losses, of Dice, of samples
         for start in range(0, len(own), self.plan.batch_size):
             batch = [self._validation.draw(p, (0, 0)) for p in own[start : start + self.plan.batch_size]]
-            loss, logits = self._forward(batch)
+            loss, logits = self._forward(self.model, batch)  # processes differ in count, so none may wait here
             truths = torch.cat([sample.masks for sample in batch]).to(logits.device) > 0
             scores = [
                 dice(int((result & truth).sum()), int(result.sum()), int(truth.sum()))
@@ -281,12 +282,12 @@ class Trainer:
         losses, scores, count = self.accelerator.reduce(sums, "sum").tolist()
         return losses / count, scores / count
 
-    def _forward(self, batch: list) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: nn.Module, batch: list) -> tuple[Tensor, Tensor]:
         images, prompts, masks = collate(batch)
         pixel_values = (images.to(self.accelerator.device) - self._mean) / self._std
         input_ids = encode_prompts(self._tokenizer, prompts).to(self.accelerator.device)
         with self.accelerator.autocast():
-            logits = self._forward_model(pixel_values, input_ids).float()
+            logits = model(pixel_values, input_ids).float()
         return self._loss(logits, masks.to(logits.device)), logits
 
     def _save(self) -> None:
