@@ -15,7 +15,7 @@ from engine.segmenter import Segmenter
 from engine.studies import Outputs, Request, per_prompt, segment_study
 
 ADAPTER = "head-t1"
-PROMPTS = ("brain", "white matter", "grey matter", "cerebellum", "thalamus", "polyp")
+PROMPTS = ("brain", "grey matter", "white matter", "polyp")
 HEAD = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 PUBLISHED = {"grey matter": ("gm",), "white matter": ("wm",), "brain": ("gm", "wm")}
 HALF = 127.5  # the published maps hold probabilities as 0 to 255
