@@ -2,7 +2,7 @@
 
 segmenter = Segmenter("head-t1")
 segmenter.set_volume(read_volume("head.nii.gz"))
-result = segmenter.segment("cerebellum")
+result = segmenter.segment("brain")
 result.mask(), result.presence, result.volume_ml()
 """
 
