@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import CLIPSegConfig
 
 from engine import bases
 from engine.bundle import AdapterCard, save_bundle
+from engine.cli import run
 from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
@@ -157,6 +159,18 @@ def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius
     """Return a bool ball in array order (z, y, x)."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     return np.linalg.norm(grid - np.array(center), axis=-1) <= radius
+
+
+def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
+    """Run a command's main in this process, as a shell would; return exit code, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    code = 0
+    try:
+        run(main)
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def files(folder: Path) -> set[str]:

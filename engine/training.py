@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from engine.bases import Base
@@ -149,6 +150,7 @@ class Trainer:
     ):
         self.plan = plan = plan.resolved()
         mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
+        AcceleratorState._reset_state()  # it would hold a second training of a process to the first one's precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         torch.manual_seed(plan.seed)
         network = base.load_network()

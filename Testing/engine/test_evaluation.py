@@ -2,17 +2,15 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ball, files, make_adapter
+from conftest import ball, files, make_adapter, run_command
 from matplotlib.image import imread
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
 from engine import evaluate as evaluate_module
-from engine.cli import run
 from engine.data import open_data_set
 from engine.evaluation import (
     Score,
@@ -154,17 +152,7 @@ def test_prompt_checks_can_be_counted_by_hand():
 
 @pytest.fixture
 def evaluate_command(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["engine.evaluate", *map(str, arguments), "--device", "cpu"])
-        code = 0
-        try:
-            run(evaluate_module.main)
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return lambda *arguments: run_command(monkeypatch, capsys, evaluate_module.main, *arguments, "--device", "cpu")
 
 
 def test_the_command_writes_scores_summaries_and_a_picture(evaluate_command, pictures, everywhere, tmp_path):

@@ -11,10 +11,9 @@ import time
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, ball, files, make_adapter
+from conftest import ROOT, ball, files, make_adapter, run_command
 
 from engine import segment
-from engine.cli import run
 
 SHAPE = (6, 20, 24)
 
@@ -36,15 +35,8 @@ def command(tiny_adapter, monkeypatch, capsys):
 
     def call(*arguments, adapter=tiny_adapter):
         chosen = ["--adapter", str(adapter)] if adapter else []
-        words = ["--device", "cpu", *chosen, *map(str, arguments)]  # the caller's own come last and win
-        monkeypatch.setattr(sys, "argv", ["engine.segment", *words])
-        try:
-            run(segment.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        words = ["--device", "cpu", *chosen, *arguments]  # the caller's own come last and win
+        return run_command(monkeypatch, capsys, segment.main, *words)
 
     return call
 
@@ -332,6 +324,7 @@ def start(arguments, tmp_path, before="") -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores Ctrl-C
     )
 
 

@@ -1,14 +1,13 @@
 """The models in Resources/Models: small, whole, described, and good for what they are shipped for."""
 
 import json
-import sys
 
 import pytest
+from conftest import run_command
 
 from engine import demo
 from engine.bases import SHIPPED_MODELS, open_base
 from engine.bundle import adapter_names, check_base, find_adapter, read_card
-from engine.cli import run
 from engine.model.adapter import BaseShape
 from engine.segmenter import Segmenter
 
@@ -42,8 +41,9 @@ def test_the_adapters_are_listed_and_fit_the_base():
 
 def test_the_demo_segments_a_head_that_no_model_was_trained_on(tmp_path, monkeypatch, capsys):
     pytest.importorskip("nilearn", reason="the demo's scan is in nilearn's wheel")
-    monkeypatch.setattr(sys, "argv", ["engine.demo", "-o", str(tmp_path / "demo"), "--device", "cpu"])
-    run(demo.main)
+    arguments = ["-o", tmp_path / "demo", "--device", "cpu"]
+    code, printed, errors = run_command(monkeypatch, capsys, demo.main, *arguments)
+    assert code == 0, errors
     report = json.loads((tmp_path / "demo" / "head.json").read_text())
     found = {row["prompt"]: row["found"] for row in report["results"]}
     assert found == {prompt: prompt != "polyp" for prompt in demo.PROMPTS}
@@ -53,4 +53,4 @@ def test_the_demo_segments_a_head_that_no_model_was_trained_on(tmp_path, monkeyp
     assert demo.published_dice(demo.head_folder(), outputs, "brain") > 0.9
     for name in ("head.seg.nrrd", "head.png", "head_brain.nii.gz"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
-    assert "polyp" in capsys.readouterr().out
+    assert "polyp" in printed

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SIDE, ball, files
+from conftest import ROOT, SIDE, ball, files, run_command
 from safetensors.torch import load_file
 from transformers import CLIPSegForImageSegmentation
 
 from engine import pretrain, train
 from engine.bases import open_base
 from engine.bundle import read_card
-from engine.cli import run
 from engine.errors import UserError
 from engine.imaging.reading import read_volume
 from engine.losses import ReferenceLoss, SegmentationLoss
@@ -30,21 +29,11 @@ from engine.pretraining import pretrain as pretrain_model
 from engine.segmenter import Segmenter
 
 
-def call(monkeypatch, capsys, command, *arguments):
-    """Run a command in this process; return exit code, output and errors."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = 0
-    try:
-        run(command.main)
-    except SystemExit as end:
-        code = end.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
 @pytest.fixture
 def train_command(monkeypatch, capsys, tiny_base):
-    return lambda *arguments: call(monkeypatch, capsys, train, "--base", tiny_base, "--device", "cpu", *arguments)
+    return lambda *arguments: run_command(
+        monkeypatch, capsys, train.main, "--base", tiny_base, "--device", "cpu", *arguments
+    )
 
 
 def test_the_loss_of_a_perfect_answer_is_almost_nothing_and_of_its_opposite_large():
@@ -298,7 +287,7 @@ def recipe(pictures, volumes, tmp_path):
 def test_a_base_is_pretrained_and_segments(recipe, tmp_path, monkeypatch, capsys, pictures):
     out = tmp_path / "small"
     arguments = ["--recipe", recipe, "--data", recipe.parent, "-o", out, "--device", "cpu"]
-    code, _, errors = call(monkeypatch, capsys, pretrain, *arguments)
+    code, _, errors = run_command(monkeypatch, capsys, pretrain.main, *arguments)
     assert code == 0, errors
     card = json.loads((out / "card.json").read_text())
     assert card["licence"] == "CC0-1.0" and card["data_sets"] == {"discs": ["disc"], "balls": ["ball", "cube"]}
