@@ -1,11 +1,8 @@
 """Measure adapters on labelled images: Dice, IoU and HD95 at the original resolution, and what the prompt does."""
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +25,7 @@ from engine.evaluation import (
     random,
     wrong,
 )
-from engine.files import replacing, write_text
+from engine.files import write_csv, write_text
 from engine.gallery import Exhibit, write_gallery
 from engine.segmenter import Segmenter
 
@@ -54,7 +51,7 @@ def main() -> None:
             scores[name] = evaluate(segmenter, data_set, _asks(options), update)
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         folder.mkdir(exist_ok=True)
-        _write_csv(folder / "scores.csv", scores[name])
+        write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name])
     title = f"{data_set.name}, {options.split} split"
     text = "\n\n".join(_table(title, name, rows) for name, rows in scores.items())
@@ -122,15 +119,6 @@ def _comparison(scores: dict[str, list[Score]]) -> str:
         low, high = interval(pairs)
         lines.append(f"| {name} | {sum(pairs) / len(pairs):+.3f} | {low:+.3f} – {high:+.3f} | {len(pairs)} |")
     return "\n".join(lines)
-
-
-def _write_csv(path: Path, scores: Sequence[Score]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(score) for score in scores)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Sequence[Score]) -> None:

@@ -1,10 +1,13 @@
 """Writing files so that a reader never sees half of one."""
 
+import csv
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from engine.errors import UserError
@@ -63,6 +66,15 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path` in one step (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence) -> None:
+    """Write instances of one dataclass as a table with a header, in one step (see `replacing`)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(path, text.getvalue())
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,5 @@
 """What a run of training leaves behind beside its bundle: the plan, the environment, a log and curves."""
 
-import csv
-import io
 import json
 import platform
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from matplotlib.figure import Figure
 
 from engine import __version__
 from engine.errors import UserError
-from engine.files import replacing, write_text
+from engine.files import replacing, write_csv, write_text
 from engine.training import Epoch, Plan
 
 PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
@@ -58,11 +56,7 @@ def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str, pr
 
 def write_log(folder: Path, history: Sequence[Epoch]) -> None:
     """Write all epochs so far as a table and as curves."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(epoch) for epoch in history)
-    write_text(folder / LOG, text.getvalue())
+    write_csv(folder / LOG, history)
     with replacing(folder / CURVES) as temporary:
         _draw_curves(temporary, history)
 
