@@ -7,13 +7,14 @@ from typing import get_origin
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from engine.bases import Base, model_folders
 from engine.errors import UserError
 from engine.files import replacing, sha256_of, write_text
-from engine.model.adapter import Adapter, BaseShape
 from engine.model.clipseg import CLIPSeg
-from engine.model.methods import METHODS, build_adapter
+from engine.model.methods import METHODS, build_model
+from engine.model.prompted import PromptedNet
 
 SCHEMA_VERSION = 1
 WEIGHTS, CARD, README = "adapter.safetensors", "card.json", "README.md"
@@ -24,7 +25,7 @@ class AdapterCard:
     """What is known of an adapter; `card.json` holds these fields.
 
     Attributes:
-        method, placement, hidden_size: what `build_adapter` takes.
+        method, placement, hidden_size: what `build_model` takes.
         base, base_sha256: the base that it fits, by name and by the hash of its weights.
         plane, window: how volumes are sliced and their intensities mapped when the user does not say.
         prompts: what it was trained on.
@@ -57,11 +58,11 @@ class AdapterCard:
     schema_version: int = SCHEMA_VERSION
 
 
-def save_bundle(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCard:
-    """Write a bundle; return its card with the checksum filled in."""
+def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterCard:
+    """Write a bundle with the trained part of a net; return its card with the checksum filled in."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in adapter.state_dict().items()}, temporary)
+        save_file({k: v.detach().cpu().contiguous() for k, v in trained.state_dict().items()}, temporary)
     card = AdapterCard(**{**asdict(card), "sha256": sha256_of(folder / WEIGHTS)})
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
     write_text(folder / README, card_for_people(card))
@@ -115,7 +116,7 @@ def read_card(folder: Path) -> AdapterCard:
     return card
 
 
-def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None = None) -> CLIPSeg:
+def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None = None) -> PromptedNet:
     """Load a base, with the adapter of a bundle where one is given, in fp32 and ready for inference.
 
     Args:
@@ -135,10 +136,8 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
     if card.method not in METHODS:
         raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
     try:
-        network = base.load_network()
-        adapter = build_adapter(card.method, card.placement, BaseShape.of(network.config), card.hidden_size)
-        model = CLIPSeg(network, adapter)
-        model.adapter.load_state_dict(load_file(path))
+        model = build_model(card.method, base.load_network(), card.placement, card.hidden_size)
+        model.trained.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error

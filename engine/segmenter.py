@@ -278,6 +278,4 @@ class Segmenter:
         self._cache = EncodingCache()
 
     def _bytes_per_slice(self) -> int:
-        vision = self.model.vision.config
-        tokens = (self.base.side // vision.patch_size) ** 2 + 1
-        return tokens * (vision.intermediate_size + 8 * vision.hidden_size) * self.model.dtype.itemsize
+        return self.model.values_per_slice(self.base.side) * self.model.dtype.itemsize

@@ -95,7 +95,7 @@ def _train_one(
         return None
     scores = _test(output, options, sets["test"])
     metrics = {f"{sets['test'].name}, test split, plain class prompt": by_structure(scores)} if scores else {}
-    save_bundle(output, trainer.model.adapter, replace(_finished(card, trainer), metrics=metrics))
+    save_bundle(output, trainer.model.trained, replace(_finished(card, trainer), metrics=metrics))
     print(f"wrote {output}")
     return means(scores) if scores else None
 
@@ -115,7 +115,7 @@ def _run(trainer: Trainer, card: AdapterCard, output: Path) -> None:
             if main_process:
                 write_log(output / "run", trainer.history)
                 if epoch.best:
-                    save_bundle(output, trainer.model.adapter, _finished(card, trainer))
+                    save_bundle(output, trainer.model.trained, _finished(card, trainer))
                 Console().print(_line(epoch))
 
         trainer.train(on_step, on_epoch)
@@ -133,7 +133,7 @@ def _telling_how_to_go_on() -> Iterator[None]:
 def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
     seconds = round(sum(epoch.seconds for epoch in trainer.history))
     training = asdict(trainer.plan) | {
-        "parameters": sum(p.numel() for p in trainer.model.adapter.parameters()),
+        "parameters": sum(p.numel() for p in trainer.model.trained.parameters()),
         "seconds": seconds,
         "epochs_run": len(trainer.history),
         "device": str(trainer.accelerator.device),

@@ -19,15 +19,14 @@ from engine.devices import choose_dtype
 from engine.errors import Cancelled, UserError
 from engine.losses import LOSSES
 from engine.metrics import dice
-from engine.model.adapter import BaseShape
-from engine.model.clipseg import CLIPSeg
-from engine.model.methods import METHODS, build_adapter
+from engine.model.methods import METHODS, build_model
 from engine.prompts import encode_prompts
 from engine.samples import Sampler, collate
 
 # dense and shallow: the paper's; the others: what is usual for them
 LEARNING_RATES = {
     "dense": 1e-3,
+    "dense-everywhere": 1e-3,
     "shallow": 3e-4,
     "telescopic": 1e-3,
     "lora": 1e-3,
@@ -133,7 +132,7 @@ class Trainer:
         precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
 
     Attributes:
-        model: the base with the adapter.
+        model: the base with what is trained on it.
         history: the epochs so far.
     """
 
@@ -153,10 +152,9 @@ class Trainer:
         AcceleratorState._reset_state()  # it would hold a second training of a process to the first one's precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         torch.manual_seed(plan.seed)
-        network = base.load_network()
-        adapter = build_adapter(plan.method, plan.placement, BaseShape.of(network.config), plan.hidden_size)
-        self.model = CLIPSeg(network, adapter).to(self.accelerator.device)
-        self._parameters = dict(self.model.adapter.named_parameters())
+        model = build_model(plan.method, base.load_network(), plan.placement, plan.hidden_size)
+        self.model = model.to(self.accelerator.device)
+        self._parameters = dict(self.model.trained.named_parameters())
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
@@ -221,7 +219,7 @@ class Trainer:
         except Cancelled:
             self._save()
             raise
-        self.model.adapter.load_state_dict(self._best_weights)
+        self.model.trained.load_state_dict(self._best_weights)
         self.model.eval()
 
     def _is_over(self) -> bool:
@@ -237,7 +235,7 @@ class Trainer:
         best = self._validation is None or score > standing.best_dice
         if best:
             standing.best_dice, standing.best_epoch = score, standing.epoch
-            self._best_weights = {n: w.detach().clone() for n, w in self.model.adapter.state_dict().items()}
+            self._best_weights = {n: w.detach().clone() for n, w in self.model.trained.state_dict().items()}
         rate = self._optimizer.param_groups[0]["lr"]
         epoch = Epoch(standing.epoch, training_loss, loss, score, rate, time.time() - started, best)
         standing.history.append(epoch)

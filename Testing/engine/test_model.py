@@ -17,6 +17,7 @@ FULL_SIZE = BaseShape(vision_size=768, text_size=512, condition_size=512, extrac
 ADAPTERS = (
     "shallow",
     "dense",
+    "dense-everywhere",
     "telescopic",
     "lora",
 )  # the methods that add weights to the base, and change none of its own
@@ -27,6 +28,7 @@ TRAINABLE = {  # shallow and dense: measured on the reference implementation
     ("dense", "V"): 1_784_448,
     ("dense", "VL"): 2_974_464,
     ("dense", "VLC"): 3_237_376,
+    ("dense-everywhere", "VL"): 2_974_464 + 2 * (2 * 768 * 64 + 768 + 64),
     ("telescopic", "VL"): 619_416,  # near the 613 k of its paper
 }
 
@@ -178,6 +180,10 @@ def test_dense_adapters_leave_the_deepest_extracted_layer_alone():
     features = torch.randn(1, 2, 768)
     assert len(adapter.vision_mlps) == 9
     assert adapter.vision_mlp(9, features) is features
+    with torch.device("meta"):
+        everywhere = build_adapter("dense-everywhere", "VL", FULL_SIZE)
+    assert everywhere.vision_mlp(9, features.to("meta")).shape == features.shape
+    assert (len(everywhere.vision_mlps), len(everywhere.text_mlps)) == (10, 9)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from transformers import CLIPSegForImageSegmentation
 
 from engine.model.adapter import Adapter, BaseShape
+from engine.model.prompted import PromptedNet
 
 LEGACY_END_OF_TEXT = 2  # the public configuration says 2 and means the highest token of each prompt
 
 
-class CLIPSeg(nn.Module):
+class CLIPSeg(PromptedNet):
     """A CLIPSeg, frozen unless `freeze` is false, with an adapter acting on it.
 
     Args:
@@ -41,44 +42,38 @@ class CLIPSeg(nn.Module):
         self.adapter.attach(self)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.text_projection.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.text_projection.weight.device
+    def trained(self) -> nn.Module:
+        return self.adapter
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode slices for the decoder.
-
-        Args:
-            pixel_values: (slices, 3, side, side), normalised by the base's mean and standard deviation;
-                `side` is a multiple of the patch size.
 
         Returns:
             (slices, depth, tokens, reduce_dim): the extracted activations, reduced as the decoder reads
             them, deepest first; token 0 is the class token.
         """
+        return self.reduce(self.activations(pixel_values))
+
+    def activations(self, pixel_values: Tensor) -> Tensor:
+        """Return what is taken out after `extract_layers` (slices, depth, tokens, width), the shallowest first."""
         features = self.vision.pre_layrnorm(self.vision.embeddings(pixel_values))
-        activations = []
+        taken = []
         for index, layer in enumerate(self.vision.encoder.layers):
             features = _encoder_layer(
                 layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp
             )
             if index in self.shape.extract_layers:
-                activations.append(self.adapter.activation(len(activations), features))
-        reduced = [reduce(a) for reduce, a in zip(self.decoder.reduces, reversed(activations), strict=True)]
+                taken.append(features)
+        return torch.stack(taken, dim=1)
+
+    def reduce(self, activations: Tensor) -> Tensor:
+        """Return the maps of `encode_images` for what `activations` gave."""
+        adapted = [self.adapter.activation(index, a) for index, a in enumerate(activations.unbind(dim=1))]
+        reduced = [reduce(a) for reduce, a in zip(self.decoder.reduces, reversed(adapted), strict=True)]
         return torch.stack(reduced, dim=1)
 
     def encode_prompts(self, input_ids: Tensor) -> Tensor:
-        """Encode prompts.
-
-        Args:
-            input_ids: (prompts, tokens) int64, each with an end-of-text token; what follows it is ignored.
-
-        Returns:
-            (prompts, condition_size): the condition vectors.
-        """
+        """Return the condition vectors (prompts, condition_size)."""
         end = self._end_of_text(input_ids)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         features = self.text.embeddings(input_ids=input_ids[:, : int(end.max()) + 1])
@@ -95,15 +90,6 @@ class CLIPSeg(nn.Module):
         return self.adapter.condition(projected, tokens)
 
     def decode(self, maps: Tensor, condition: Tensor) -> Tensor:
-        """Decode encoded slices under one condition each.
-
-        Args:
-            maps: (slices, depth, tokens, reduce_dim) from `encode_images`.
-            condition: (slices, condition_size) or (1, condition_size) from `encode_prompts`.
-
-        Returns:
-            (slices, side, side): logits.
-        """
         output = torch.zeros_like(maps[:, 0])
         for index, layer in enumerate(self.decoder.layers):
             output = output + maps[:, index]
@@ -115,10 +101,9 @@ class CLIPSeg(nn.Module):
         patches = output[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
         return self.decoder.transposed_convolution(patches).squeeze(1)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """Return logits (prompts, side, side) for slices with one or more prompts each, slice by slice."""
-        maps = self.encode_images(pixel_values).repeat_interleave(len(input_ids) // len(pixel_values), dim=0)
-        return self.decode(maps, self.encode_prompts(input_ids))
+    def values_per_slice(self, side: int) -> int:
+        tokens = (side // self.patch_size) ** 2 + 1
+        return tokens * (self.vision.config.intermediate_size + 8 * self.vision.config.hidden_size)
 
     def _end_of_text(self, input_ids: Tensor) -> Tensor:
         token = self.text.config.eos_token_id
