@@ -51,7 +51,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    _print_table(figures)
+    print_figures(figures)
     print(json.dumps(figures))
 
 
@@ -155,7 +155,8 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _print_table(figures: dict) -> None:
+def print_figures(figures: dict) -> None:
+    """Show figures as a table on standard error."""
     table = Table("what", "value")
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), str(value))

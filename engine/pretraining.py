@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD
@@ -18,7 +17,7 @@ from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.prompts import MAXIMUM_TOKENS, encode_prompts
-from engine.samples import Sampler, collate
+from engine.samples import Sample, Sampler, collate
 from engine.vocabulary import train_tokenizer
 
 WARM_UP_STEPS = 100
@@ -165,7 +164,9 @@ def learning_rate(stage: Stage, number: int) -> float:
     return stage.learning_rate * min(1.0, number / WARM_UP_STEPS) * max(cosine, 0.01)
 
 
-def _batches(recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int) -> Iterator[tuple]:
+def _batches(
+    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int
+) -> Iterator[list[Sample]]:
     samplers = _samplers(recipe, sets, stage.side)
     present = [[i for i, a in enumerate(s.annotations) if a.present is not False] for s in sets]
     weights = np.array([source["weight"] for source in recipe.sources], float)
@@ -175,7 +176,7 @@ def _batches(recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, 
         for place, source in enumerate(random.choice(len(sets), stage.batch_size, p=weights / weights.sum())):
             position = present[source][random.integers(len(present[source]))]
             samples.append(samplers[source].draw(position, (recipe.seed, index, number, place)))
-        yield collate(samples)
+        yield samples
 
 
 def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sampler]:
@@ -197,14 +198,17 @@ def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sample
     return samplers
 
 
-def _step(model: CLIPSeg, tokenizer, batch: tuple, optimizer, loss_of: SegmentationLoss, clip: float) -> float:
-    images, prompts, masks = (part.to(model.device) if isinstance(part, Tensor) else part for part in batch)
+def _step(
+    model: CLIPSeg, tokenizer, batch: list[Sample], optimizer, loss_of: SegmentationLoss, clip: float
+) -> float:
+    images = torch.stack([sample.image for sample in batch]).to(model.device)
+    prompts, masks = collate(batch)
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     pixel_values = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     input_ids = encode_prompts(tokenizer, prompts).to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16):
         logits = model(pixel_values, input_ids)
-    loss = loss_of(logits.float(), masks)
+    loss = loss_of(logits.float(), masks.to(logits.device))
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

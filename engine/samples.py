@@ -1,7 +1,7 @@
 """Training samples: annotated images made ready for a base, with prompts drawn at random and absent ones among
 them. Every draw depends on the seed, the epoch and the position alone, so a run can be repeated."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,14 @@ class Sample:
     """An image with some prompts and their masks.
 
     Attributes:
-        image: (3, side, side) float in 0..1.
+        key: of the image; equal for all samples of one.
+        image: (3, side, side) float in 0..1; None where it was not wanted.
         prompts: n wordings.
         masks: (n, side, side) float, 0 or 1; all 0 for an absent prompt.
     """
 
-    image: Tensor
+    key: Hashable
+    image: Tensor | None
     prompts: tuple[str, ...]
     masks: Tensor
 
@@ -99,21 +101,30 @@ class Sampler:
         self._absent_rate = absent_rate if absent_prompts else 0.0
         self._prompts_per_image = prompts_per_image
         self._plain_rate = plain_rate
-        self._images: dict[Hashable, Tensor] = {}
+        self._resized: dict[Hashable, Tensor] = {}
+        self._resized_bytes = 0
         self._by_image: dict[Hashable, list[Annotation]] = {}
         for annotation in self.annotations:
             self._by_image.setdefault(annotation.image, []).append(annotation)
 
-    def draw(self, position: int, seed: Sequence[int]) -> Sample:
-        """Return the sample of the annotation at `position`; equal seeds give equal samples."""
+    def draw(
+        self, position: int, seed: Sequence[int], wants_image: Callable[[Hashable], bool] = lambda key: True
+    ) -> Sample:
+        """Return the sample of the annotation at `position`; equal seeds give equal samples.
+
+        Args:
+            wants_image: whether the image of a key is needed; it always is for augmentation.
+        """
         random = np.random.default_rng([*seed, position])
         annotation = self.annotations[position]
         prompts, masks = zip(*self._prompted_masks(annotation, random), strict=True)
+        if self._augmentation is None and not wants_image(annotation.image):
+            return Sample(annotation.image, None, prompts, torch.stack(masks))
         sample = {"image": self._image(annotation), "masks": torch.stack(masks)}
         if self._augmentation is not None:
             sample = self._augmented(sample, prompts, random)
         image = sample["image"].expand(3, -1, -1).clamp(0, 1)
-        return Sample(image, prompts, (sample["masks"] > 0.5).float())
+        return Sample(annotation.image, image, prompts, (sample["masks"] > 0.5).float())
 
     def _prompted_masks(self, annotation: Annotation, random: np.random.Generator) -> list[tuple[str, Tensor]]:
         chosen: list[tuple[str, Tensor]] = []
@@ -140,26 +151,40 @@ class Sampler:
         return self._augmentation(sample)
 
     def _image(self, annotation: Annotation) -> Tensor:
-        """Return the image (1 or 3, side, side) in 0..1; resized images are kept as bytes."""
-        kept = self._images.get(annotation.image)
-        if kept is None:
+        """Return the image (1 or 3, side, side) in 0..1."""
+
+        def resize() -> Tensor:
             pixels = torch.from_numpy(np.ascontiguousarray(self._data_set.image(annotation))).float()
             channels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-            resized = F.interpolate(channels[None], (self.side, self.side), mode="bilinear", antialias=True)
-            kept = resized[0].round().clamp(0, 255).byte()
-            if len(self._images) * 3 * self.side**2 < CACHE_BYTES:
-                self._images[annotation.image] = kept
-        return kept.float() / 255
+            return self._to_square(channels).round().clamp(0, 255).byte()
+
+        return self._once(annotation.image, resize).float() / 255
 
     def _mask(self, annotation: Annotation) -> Tensor:
-        mask = torch.from_numpy(np.ascontiguousarray(self._data_set.mask(annotation))).float()
-        return F.interpolate(mask[None, None], (self.side, self.side), mode="bilinear", antialias=True)[
-            0, 0
-        ].round()
+        """Return the mask (side, side), 0 or 1."""
+
+        def resize() -> Tensor:
+            mask = torch.from_numpy(np.ascontiguousarray(self._data_set.mask(annotation)))
+            return self._to_square(mask.float()[None])[0].round().byte()
+
+        return self._once((annotation.image, annotation.target), resize).float()
+
+    def _to_square(self, channels: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        return F.interpolate(channels[None], size, mode="bilinear", antialias=True)[0]
+
+    def _once(self, key: Hashable, resize: Callable[[], Tensor]) -> Tensor:
+        """Return what was resized before, or resize it; it is kept, as bytes, while there is room."""
+        kept = self._resized.get(key)
+        if kept is None:
+            kept = resize()
+            if self._resized_bytes + kept.nbytes <= CACHE_BYTES:
+                self._resized[key] = kept
+                self._resized_bytes += kept.nbytes
+        return kept
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[str], Tensor]:
-    """Return images (n, 3, side, side) in 0..1, the n · k prompts image by image, masks (n · k, side, side)."""
-    images = torch.stack([sample.image for sample in samples])
+def collate(samples: Sequence[Sample]) -> tuple[list[str], Tensor]:
+    """Return the n · k prompts of n samples, image by image, and their masks (n · k, side, side)."""
     prompts = [prompt for sample in samples for prompt in sample.prompts]
-    return images, prompts, torch.cat([sample.masks for sample in samples])
+    return prompts, torch.cat([sample.masks for sample in samples])

@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from rich.console import Console
 
 from engine import __version__
+from engine.activations import PLACES
 from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
 from engine.cli import interruptible, progress_bar, run
@@ -79,7 +80,17 @@ def _train_one(
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
-    trainer = Trainer(base, plan, sets["train"], validation_set, others, checkpoint, device, options.precision)
+    trainer = Trainer(
+        base,
+        plan,
+        sets["train"],
+        validation_set,
+        others,
+        checkpoint,
+        device,
+        options.precision,
+        options.keep_activations,
+    )
     if options.resume:
         trainer.resume()
     card = _card(plan, base, prompts, output, options)
@@ -203,6 +214,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
+    add(
+        "--keep-activations",
+        choices=PLACES,
+        default="auto",
+        help="where what a frozen encoder makes of each image is kept between epochs (default: auto)",
+    )
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
     add("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from engine.activations import ActivationCache, choose_place
 from engine.bases import Base
 from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
@@ -21,7 +22,7 @@ from engine.losses import LOSSES
 from engine.metrics import dice
 from engine.model.methods import METHODS, build_model
 from engine.prompts import encode_prompts
-from engine.samples import Sampler, collate
+from engine.samples import Sample, Sampler, collate
 
 # dense and shallow: the paper's; the others: what is usual for them
 LEARNING_RATES = {
@@ -130,6 +131,8 @@ class Trainer:
         checkpoint: the file from which an interrupted run goes on.
         device: where to train; under `accelerate launch`, accelerate says which of several.
         precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
+        keep_activations: where a frozen encoder's activations are kept, so that it runs once for each image:
+            auto, memory, disk (beside the checkpoint) or none. Augmented images are always encoded anew.
 
     Attributes:
         model: the base with what is trained on it.
@@ -146,13 +149,17 @@ class Trainer:
         checkpoint: Path,
         device: torch.device,
         precision: str = "auto",
+        keep_activations: str = "auto",
     ):
         self.plan = plan = plan.resolved()
         mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
         AcceleratorState._reset_state()  # it would hold a second training of a process to the first one's precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         torch.manual_seed(plan.seed)
-        model = build_model(plan.method, base.load_network(), plan.placement, plan.hidden_size)
+        network = base.load_network()
+        if device.type == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
+            network.set_attn_implementation("eager")
+        model = build_model(plan.method, network, plan.placement, plan.hidden_size)
         self.model = model.to(self.accelerator.device)
         self._parameters = dict(self.model.trained.named_parameters())
         self._optimizer = torch.optim.AdamW(
@@ -177,6 +184,7 @@ class Trainer:
         self._std = torch.tensor(base.std, device=self.accelerator.device).view(1, 3, 1, 1)
         self._loss = LOSSES[plan.loss]()
         self._checkpoint = checkpoint
+        self._activations = self._activation_cache(keep_activations)
         self._standing = _Standing()
         self._best_weights: dict[str, Tensor] = {}
 
@@ -252,7 +260,7 @@ class Trainer:
             if len(chosen) < self.accelerator.num_processes:
                 continue  # too few for every process to have one
             own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-            batch = [self._samples.draw(int(p), (plan.seed, standing.epoch)) for p in own]
+            batch = [self._samples.draw(int(p), (plan.seed, standing.epoch), self._is_wanted) for p in own]
             loss, _ = self._forward(self._shared_model, batch)
             self._prepared.zero_grad()
             self.accelerator.backward(loss)
@@ -271,7 +279,8 @@ class Trainer:
         own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(3, device=self.accelerator.device)  # of losses, of Dice, of samples
         for start in range(0, len(own), self.plan.batch_size):
-            batch = [self._validation.draw(p, (0, 0)) for p in own[start : start + self.plan.batch_size]]
+            chosen = own[start : start + self.plan.batch_size]
+            batch = [self._validation.draw(p, (0, 0), self._is_wanted) for p in chosen]
             loss, logits = self._forward(self.model, batch)  # processes differ in count, so none may wait here
             truths = torch.cat([sample.masks for sample in batch]).to(logits.device) > 0
             scores = [
@@ -282,13 +291,41 @@ class Trainer:
         losses, scores, count = self.accelerator.reduce(sums, "sum").tolist()
         return losses / count, scores / count
 
-    def _forward(self, model: nn.Module, batch: list) -> tuple[Tensor, Tensor]:
-        images, prompts, masks = collate(batch)
-        pixel_values = (images.to(self.accelerator.device) - self._mean) / self._std
-        input_ids = encode_prompts(self._tokenizer, prompts).to(self.accelerator.device)
+    def _forward(self, model: nn.Module, batch: list[Sample]) -> tuple[Tensor, Tensor]:
+        prompts, masks = collate(batch)
+        device = self.accelerator.device
+        input_ids = encode_prompts(self._tokenizer, prompts).to(device)
+        if self._activations is None:
+            inputs = {"pixel_values": self._pixel_values(batch)}
+        else:
+            inputs = {"pixel_values": None, "activations": self._fetch_activations(batch).to(device)}
         with self.accelerator.autocast():
-            logits = model(pixel_values, input_ids).float()
-        return self._loss(logits, masks.to(logits.device)), logits
+            logits = model(input_ids=input_ids, **inputs).float()
+        return self._loss(logits, masks.to(device)), logits
+
+    def _pixel_values(self, batch: list[Sample]) -> Tensor:
+        images = torch.stack([sample.image for sample in batch]).to(self.accelerator.device)
+        return (images - self._mean) / self._std
+
+    def _fetch_activations(self, batch: list[Sample]) -> Tensor:
+        @torch.no_grad()
+        def compute(positions: list[int]) -> Tensor:
+            with self.accelerator.autocast():
+                return self.model.activations(self._pixel_values([batch[p] for p in positions]))
+
+        return self._activations.fetch([sample.key for sample in batch], compute).float()
+
+    def _is_wanted(self, image: Hashable) -> bool:
+        """Return whether an image itself is needed, and not only its activations."""
+        return self._activations is None or image not in self._activations
+
+    def _activation_cache(self, wanted: str) -> ActivationCache | None:
+        if self.plan.augment or not self.model.frozen_encoder:
+            return None
+        images = {a.image for s in (self._samples, self._validation) if s for a in s.annotations}
+        needed_bytes = len(images) * 2 * math.prod(self.model.activations_shape(self._samples.side))
+        place = choose_place(wanted, needed_bytes, self._checkpoint.parent)
+        return None if place == "none" else ActivationCache(self._checkpoint.parent if place == "disk" else None)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

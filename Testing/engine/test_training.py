@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,7 +17,8 @@ from conftest import ROOT, SIDE, ball, files, run_command
 from safetensors.torch import load_file
 from transformers import CLIPSegForImageSegmentation
 
-from engine import pretrain, train
+from engine import activations, pretrain, train
+from engine.activations import ActivationCache, choose_place
 from engine.bases import open_base
 from engine.bundle import read_card
 from engine.errors import UserError
@@ -127,6 +130,48 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(train_command, pictures, tmp
     logs = [(tmp_path / name / "run" / "log.csv").read_text().splitlines() for name in ("whole", "parts")]
     without_seconds = [[line.rsplit(",", 2)[0] for line in log] for log in logs]
     assert without_seconds[0] == without_seconds[1] and len(logs[0]) == 5
+
+
+@pytest.mark.parametrize("method", ["shallow", "decoder"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_kept_activations_spare_the_encoder_and_change_no_loss(
+    train_command, pictures, tmp_path, monkeypatch, place, method
+):
+    encoded = []
+    activations = CLIPSeg.activations
+    monkeypatch.setattr(
+        CLIPSeg, "activations", lambda self, pixels: encoded.append(len(pixels)) or activations(self, pixels)
+    )
+    options = ["--data", pictures, "--method", method, "--epochs", 3, "--precision", "fp32", "--batch-size", 2]
+    losses, counts = [], []
+    for keep in ("none", place):
+        encoded.clear()
+        code, _, errors = train_command(*options, "-o", tmp_path / keep, "--keep-activations", keep)
+        assert code == 0, errors
+        counts.append(sum(encoded))
+        rows = [line.split(",") for line in (tmp_path / keep / "run" / "log.csv").read_text().splitlines()[1:]]
+        losses.append([[float(loss) for loss in row[1:3]] for row in rows])
+    assert counts == [
+        3 * 3 + 1,
+        3 + 1,
+    ]  # two for training, one for validation, each epoch or once; one for the test
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
+
+
+def test_activations_are_not_kept_where_they_change(train_command, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(ActivationCache, "fetch", None)  # it would fail
+    for number, options in enumerate((["--method", "dense"], ["--method", "shallow", "--augment"])):
+        code, _, errors = train_command("--data", pictures, "--epochs", 1, "-o", tmp_path / str(number), *options)
+        assert code == 0, errors
+
+
+@pytest.mark.parametrize("free", [3, 1, 0])
+def test_activations_are_kept_where_there_is_room(tmp_path, monkeypatch, free):
+    monkeypatch.setattr(activations, "SHARE", 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 if free == 3 else 0))
+    monkeypatch.setattr(activations, "disk_usage", lambda folder: SimpleNamespace(free=100 if free else 0))
+    assert choose_place("auto", 99, tmp_path) == {3: "memory", 1: "disk", 0: "none"}[free]
+    assert choose_place("disk", 99, tmp_path) == "disk"
 
 
 def test_a_run_resumes_only_with_its_own_plan(train_command, pictures, tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPSegForImageSegmentation
 
 from engine.model.adapter import Adapter, BaseShape
-from engine.model.prompted import PromptedNet
+from engine.model.prompted import PromptedNet, repeat_for_prompts
 
 LEGACY_END_OF_TEXT = 2  # the public configuration says 2 and means the highest token of each prompt
 
@@ -44,6 +44,16 @@ class CLIPSeg(PromptedNet):
     @property
     def trained(self) -> nn.Module:
         return self.adapter
+
+    @property
+    def frozen_encoder(self) -> bool:
+        return self.adapter.frozen_encoder
+
+    def forward(self, pixel_values: Tensor | None, input_ids: Tensor, activations: Tensor | None = None) -> Tensor:
+        """Return logits as every net does; where what `activations` gave is at hand, it is taken instead of pixel
+        values, and the encoder does not run."""
+        maps = self.encode_images(pixel_values) if activations is None else self.reduce(activations)
+        return self.decode(repeat_for_prompts(maps, input_ids), self.encode_prompts(input_ids))
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode slices for the decoder.
@@ -100,6 +110,10 @@ class CLIPSeg(PromptedNet):
         grid = round((output.shape[1] - 1) ** 0.5)
         patches = output[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
         return self.decoder.transposed_convolution(patches).squeeze(1)
+
+    def activations_shape(self, side: int) -> tuple[int, int, int]:
+        """Return what `activations` gives for one slice: depth, tokens, width."""
+        return len(self.shape.extract_layers), (side // self.patch_size) ** 2 + 1, self.shape.vision_size
 
     def values_per_slice(self, side: int) -> int:
         tokens = (side // self.patch_size) ** 2 + 1

@@ -13,10 +13,13 @@ class PromptedNet(nn.Module, ABC):
     Attributes:
         patch_size: the side of what `encode_images` takes is a multiple of it.
         trained: the part that training changes and that a bundle holds; the rest is frozen.
+        frozen_encoder: what an image costs most is the same all through the training; such a net also has
+            `activations`, and its `forward` takes them in place of pixel values (see `CLIPSeg`).
     """
 
     patch_size: int
     trained: nn.Module
+    frozen_encoder: bool = False
 
     @abstractmethod
     def encode_images(self, pixel_values: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class PromptedNet(nn.Module, ABC):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
         """Return logits (prompts, side, side) for slices with one or more prompts each, slice by slice."""
-        maps = self.encode_images(pixel_values).repeat_interleave(len(input_ids) // len(pixel_values), dim=0)
+        maps = repeat_for_prompts(self.encode_images(pixel_values), input_ids)
         return self.decode(maps, self.encode_prompts(input_ids))
 
     @property
@@ -57,3 +60,8 @@ class PromptedNet(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def repeat_for_prompts(maps: Tensor, input_ids: Tensor) -> Tensor:
+    """Repeat each slice's maps for as many prompts as there are a slice."""
+    return maps.repeat_interleave(len(input_ids) // len(maps), dim=0)

@@ -12,6 +12,7 @@ class ShallowAdapter(Adapter):
     whose sum is added to the condition vector (VLSM-Adapter, section 2.3)."""
 
     hidden_size = 512
+    frozen_encoder = True
 
     def __init__(self, shape: BaseShape, placement: str, hidden_size: int):
         super().__init__()

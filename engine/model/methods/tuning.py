@@ -12,6 +12,7 @@ class DecoderTuning(Adapter):
     public base), since Hugging Face's forward lets no gradient into the encoders."""
 
     placements = ("",)
+    frozen_encoder = True
     parts: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def __init__(self, shape: BaseShape, placement: str, hidden_size: int):
@@ -25,4 +26,5 @@ class DecoderTuning(Adapter):
 class FullTuning(DecoderTuning):
     """Every weight that the logits depend on: true end-to-end fine-tuning."""
 
+    frozen_encoder = False
     parts = ("vision", "text", "text_projection", "decoder")
