@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
-from engine.files import replacing, sha256_of
+from engine.files import sha256_of
+from engine.weights import write_tensors
 
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 PUBLIC_BASES = {"clipseg": "CIDAS/clipseg-rd64-refined"}
@@ -203,8 +203,7 @@ def _convert(pickled: Path, copy: Path) -> None:
     copy.mkdir(parents=True, exist_ok=True)
     for path in _small_files(pickled.parent):
         shutil.copy(path, copy / path.name)
-    with replacing(copy / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+    write_tensors(copy / "model.safetensors", weights, {"format": "pt"})
 
 
 def _small_files(folder: Path) -> list[Path]:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import get_origin
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from engine.bases import Base, model_folders
 from engine.errors import UserError
-from engine.files import replacing, sha256_of, write_text
+from engine.files import sha256_of, write_text
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
 from engine.model.prompted import PromptedNet
+from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
 WEIGHTS, CARD, README = "adapter.safetensors", "card.json", "README.md"
@@ -61,8 +62,7 @@ class AdapterCard:
 def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterCard:
     """Write a bundle with the trained part of a net; return its card with the checksum filled in."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in trained.state_dict().items()}, temporary)
+    write_tensors(folder / WEIGHTS, trained.state_dict())
     card = AdapterCard(**{**asdict(card), "sha256": sha256_of(folder / WEIGHTS)})
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
     write_text(folder / README, card_for_people(card))

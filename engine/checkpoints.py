@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.files import replacing
+from engine.weights import write_tensors
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -29,14 +28,12 @@ def save_checkpoint(
         state: all else that is needed to go on; goes through JSON.
         further: tensors to keep beside the parameters.
     """
-    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
+    tensors = {f"parameter.{name}": parameter for name, parameter in parameters.items()}
     tensors |= {f"further.{name}": tensor for name, tensor in (further or {}).items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
-    with replacing(path) as temporary:
-        contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
+    write_tensors(path, tensors, {"state": json.dumps(state)})
 
 
 def load_checkpoint(

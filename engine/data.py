@@ -136,6 +136,11 @@ def open_splits(folder: Path, planes: tuple[str, ...], drop_overlap: bool = Fals
     return sets
 
 
+def wordings(data_set: DataSet) -> set[str]:
+    """Return every prompt of a data set."""
+    return {wording for a in data_set.annotations for words in a.prompts for wording in words}
+
+
 def _hash(path: Path) -> str:
     try:
         return sha256_of(path)

@@ -11,7 +11,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedT
 
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD
 from engine.checkpoints import load_checkpoint, save_checkpoint
-from engine.data import DataSet, open_data_set
+from engine.data import DataSet, open_data_set, wordings
 from engine.errors import UserError
 from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
@@ -80,11 +80,6 @@ def open_sources(recipe: Recipe, roots: Sequence[Path]) -> list[DataSet]:
     planes = [tuple(source.get("planes", ("axial",))) for source in recipe.sources]
     folders = source_folders(recipe, roots)
     return [open_data_set(folder, "train", cut) for folder, cut in zip(folders, planes, strict=True)]
-
-
-def wordings(data_set: DataSet) -> set[str]:
-    """Return every prompt of a data set."""
-    return {wording for a in data_set.annotations for words in a.prompts for wording in words}
 
 
 def build(recipe: Recipe, sets: Sequence[DataSet]) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:

@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.training import Epoch, Plan
 
 PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
 PLAN, LOG, CURVES, CHECKPOINT = "plan.yaml", "log.csv", "curves.png", "checkpoint.safetensors"
+TENSORBOARD = "tensorboard"
 
 
 def read_plan(path: Path) -> dict:
@@ -59,6 +61,28 @@ def write_log(folder: Path, history: Sequence[Epoch]) -> None:
     write_csv(folder / LOG, history)
     with replacing(folder / CURVES) as temporary:
         _draw_curves(temporary, history)
+
+
+@contextmanager
+def tensorboard(folder: Path, epochs_done: int) -> Iterator[Callable[[Epoch], None]]:
+    """Log epochs for TensorBoard, after those that an interrupted run has done.
+
+    Yields:
+        a function to call with each epoch.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds to load
+
+    with SummaryWriter(str(folder / TENSORBOARD), purge_step=epochs_done + 1) as writer:
+
+        def log(epoch: Epoch) -> None:
+            writer.add_scalars(
+                "loss", {"training": epoch.training_loss, "validation": epoch.validation_loss}, epoch.number
+            )
+            writer.add_scalar("Dice/validation", epoch.validation_dice, epoch.number)
+            writer.add_scalar("learning rate", epoch.learning_rate, epoch.number)
+            writer.flush()
+
+        yield log
 
 
 def _draw_curves(path: Path, history: Sequence[Epoch]) -> None:

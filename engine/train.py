@@ -5,7 +5,7 @@ Beside the bundle, run/ keeps the plan, the environment, the log, the curves and
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from datetime import date
 from pathlib import Path
@@ -18,7 +18,7 @@ from engine.activations import PLACES
 from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
 from engine.cli import interruptible, progress_bar, run
-from engine.data import DataSet, open_splits
+from engine.data import DataSet, open_splits, wordings
 from engine.devices import PRECISIONS, choose_device
 from engine.errors import Cancelled
 from engine.evaluation import by_structure, evaluate, means
@@ -27,7 +27,7 @@ from engine.imaging.planes import PLANES
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
-from engine.runs import CHECKPOINT, read_plan, write_log, write_start
+from engine.runs import CHECKPOINT, read_plan, tensorboard, write_log, write_start
 from engine.segmenter import Segmenter
 from engine.training import Epoch, Plan, Trainer
 
@@ -76,7 +76,8 @@ def _train_one(
     folder = output / "run"
     folder.mkdir(parents=True, exist_ok=True)
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
-    others = [name for name in OTHER_STRUCTURES if name not in prompts]
+    known = {word for wording in wordings(sets["train"]) for word in wording.lower().split()}
+    others = [name for name in OTHER_STRUCTURES if known.isdisjoint(name.split())]
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
@@ -113,23 +114,34 @@ def _train_one(
 
 def _run(trainer: Trainer, card: AdapterCard, output: Path) -> None:
     main_process = trainer.accelerator.is_main_process
-    with progress_bar("training", 1) as update, interruptible() as interrupted:
+    board = tensorboard(output / "run", len(trainer.history)) if main_process else nullcontext()
+    with progress_bar("training", 1) as update, interruptible() as interrupted, board as log_epoch:
 
         def on_step(done: int, total: int) -> None:
-            number = len(trainer.history) + 1
             if main_process:
-                update(done, total=total, note=f"epoch {number} of at most {trainer.plan.epochs}")
+                update(done, total=total, note=_note(trainer))
             if interrupted():
                 raise Cancelled
 
         def on_epoch(epoch: Epoch) -> None:
             if main_process:
                 write_log(output / "run", trainer.history)
+                log_epoch(epoch)
                 if epoch.best:
                     save_bundle(output, trainer.model.trained, _finished(card, trainer))
                 Console().print(_line(epoch))
 
         trainer.train(on_step, on_epoch)
+
+
+def _note(trainer: Trainer) -> str:
+    """Return what is said beside the bar: where the run stands, and how long it may take at most."""
+    history, plan = trainer.history, trainer.plan
+    note = f"epoch {len(history) + 1} of at most {plan.epochs}, loss {trainer.recent_loss:.3f}"
+    if history:
+        minutes = (plan.epochs - len(history)) * mean(epoch.seconds for epoch in history) / 60
+        note += f", Dice {max(epoch.validation_dice for epoch in history):.3f}, at most {minutes:.0f} min left"
+    return note
 
 
 @contextmanager

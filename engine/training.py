@@ -34,6 +34,7 @@ LEARNING_RATES = {
     "decoder": 3e-4,
     "full": 1e-4,
 }
+RECENT_STEPS = 20
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -191,6 +192,11 @@ class Trainer:
     @property
     def history(self) -> list[Epoch]:
         return self._standing.history
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last steps of this epoch."""
+        return float(np.mean(self._standing.losses[-RECENT_STEPS:]))
 
     def resume(self) -> None:
         """Go on from the checkpoint.
