@@ -139,18 +139,19 @@ def by_structure(scores: Iterable[Score]) -> dict[str, dict]:
 
 
 def means(scores: Sequence[Score]) -> dict:
-    """Return the means of Dice and IoU over all cases, of HD95 over those where both masks have a voxel, and
-    a 95 % interval of the mean Dice."""
-    dices = [score.dice for score in scores]
+    """Return the means of Dice and IoU over all cases, of HD95 over those where both masks have a voxel, each
+    with its 95 % interval."""
     distances = [score.hd95 for score in scores if not np.isnan(score.hd95)]
-    return {
-        "dice": round(float(np.mean(dices)), 4),
-        "dice_interval": [round(limit, 4) for limit in interval(dices)],
-        "iou": round(float(np.mean([score.iou for score in scores])), 4),
-        "hd95": round(float(np.mean(distances)), 2) if distances else None,
-        "cases": len(scores),
-        "hd95_cases": len(distances),
-    }
+    figures = (
+        ("dice", [score.dice for score in scores], 4),
+        ("iou", [score.iou for score in scores], 4),
+        ("hd95", distances, 2),
+    )
+    summary: dict = {}
+    for name, values, digits in figures:
+        summary[name] = round(float(np.mean(values)), digits) if values else None
+        summary[f"{name}_interval"] = [round(limit, digits) for limit in interval(values)] if values else None
+    return summary | {"cases": len(scores), "hd95_cases": len(distances)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -161,10 +162,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def differences(first: Iterable[Score], second: Iterable[Score]) -> list[float]:
-    """Return second minus first Dice of the questions that both were asked."""
-    before = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in first}
-    after = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in second}
-    return [after[key] - before[key] for key in before.keys() & after.keys()]
+    """Return second minus first Dice of the questions that both were asked, in the order of the first."""
+    before = {_question(score): score.dice for score in first}
+    after = {_question(score): score.dice for score in second}
+    return [after[key] - dice for key, dice in before.items() if key in after]
+
+
+def _question(score: Score) -> tuple[str, ...]:
+    return score.case, score.kind, score.structure, score.prompt
 
 
 def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
