@@ -27,6 +27,7 @@ from engine.evaluation import (
 )
 from engine.files import write_csv, write_text
 from engine.gallery import Exhibit, write_gallery
+from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 
 BASE_ALONE = "none"
@@ -52,7 +53,7 @@ def main() -> None:
     for name in names:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
         with progress_bar(name, data_set.case_count) as update:
-            scores[name] = evaluate(segmenter, data_set, _asks(options), update)
+            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update)
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         folder.mkdir(exist_ok=True)
         write_csv(folder / "scores.csv", scores[name])
@@ -72,10 +73,11 @@ def main() -> None:
     print(f"wrote {options.output}")
 
 
-def _asks(options: argparse.Namespace) -> list[Ask]:
+def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
     known = {"p1": plain, "random": random(options.seed), "all": every}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
-    return [*asks, wrong(options.wrong_prompt)] if options.wrong_prompt else asks
+    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
+    return [*asks, wrong(options.wrong_prompt or [*structures, *OTHER_STRUCTURES], options.seed)]
 
 
 def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:
@@ -162,8 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         default=["p1"],
         help="plain class prompt, a random one, all wordings",
     )
-    add("--wrong-prompt", metavar="PROMPT", help="also ask for this, which no case shows, and count what is found")
-    add("--seed", type=int, default=0, help="of the random prompts")
+    add(
+        "--wrong-prompt",
+        nargs="+",
+        metavar="PROMPT",
+        help="also ask each case for one of these that its labels do not name, and count what is found "
+        "(default: the data's other structures and some of other subjects)",
+    )
+    add("--seed", type=int, default=0, help="of the random and the wrong prompts")
     add("--device", default="auto")
     add("--precision", default="auto")
     add(

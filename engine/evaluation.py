@@ -59,14 +59,29 @@ def random(seed: int) -> Ask:
     return ask
 
 
-def wrong(prompt: str) -> Ask:
-    """Ask for something that is not there, and measure by what is: nothing should be found."""
+def wrong(prompts: Sequence[str], seed: int = 0) -> Ask:
+    """Ask for something that is not there, and measure by what is: nothing should be found.
+
+    Args:
+        prompts: one is drawn for each case, of those that share no word with the wordings of what its masks
+            show; a case for which none is left is not asked. The draw is the same for a seed and a case.
+    """
 
     def ask(case: Case) -> Iterator[Question]:
-        for truth in case.truths:
-            yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
+        shown = [truth for truth in case.truths if truth.mask.any()]
+        words = {word for truth in shown for wording in chain(*truth.prompts) for word in _words(wording)}
+        absent = [prompt for prompt in prompts if not words & _words(prompt)]
+        if absent:
+            draw = np.random.default_rng([seed, *case.name.encode()])
+            prompt = absent[draw.integers(len(absent))]
+            for truth in shown:
+                yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
 
     return ask
+
+
+def _words(prompt: str) -> set[str]:
+    return set(prompt.lower().split())
 
 
 @dataclass(frozen=True)
@@ -188,10 +203,10 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
     if kinds["wrong"]:
         checks["false_positive_share"] = np.mean([s.result_share for s in kinds["wrong"]])
         checks["false_positive_rate"] = np.mean([s.result_share > 0 for s in kinds["wrong"]])
-    present = {(s.case, s.structure): s.dice for s in kinds["plain"] if s.truth_share}
-    if kinds["wrong"] and sum(present.values()):
-        surviving = [s.dice for s in kinds["wrong"] if (s.case, s.structure) in present]
-        checks["surviving_share"] = sum(surviving) / sum(present.values())
+    right = {(s.case, s.structure): s.dice for s in kinds["plain"]}
+    asked = [(s.dice, right[s.case, s.structure]) for s in kinds["wrong"] if (s.case, s.structure) in right]
+    if any(dice for _, dice in asked):
+        checks["surviving_share"] = sum(dice for dice, _ in asked) / sum(dice for _, dice in asked)
     if kinds["every"]:
         wordings = defaultdict(list)
         for score in kinds["every"]:

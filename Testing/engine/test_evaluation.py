@@ -109,13 +109,22 @@ def test_a_volume_counts_once_with_all_its_slices(volumes, everywhere):
 
 def test_pictures_are_asked_by_every_kind_of_prompt(pictures, everywhere):
     data_set = open_data_set(pictures, "train")
-    scores = evaluate(everywhere, data_set, [plain, every, random(7), wrong("liver")])
+    scores = evaluate(everywhere, data_set, [plain, every, random(7), wrong(["liver"])])
     asked = [(s.case, s.kind, s.prompt) for s in scores if s.case == "0.png"]
     assert asked[:4] == [("0.png", "plain", "disc"), *(("0.png", "every", p) for p in WORDINGS)]
     assert asked[4][2] in WORDINGS and asked[5] == ("0.png", "wrong", "liver")
     assert all(s.structure == "disc" and s.result_share == 1.0 for s in scores)
     again = evaluate(everywhere, data_set, [random(7)])
     assert again == [s for s in scores if s.kind == "random"]
+
+
+def test_a_wrong_prompt_names_nothing_that_the_case_shows(pictures, volumes, everywhere):
+    prompts = ["Bright spot", "cube", "liver", "tooth"]  # "bright disc" is a wording of what the pictures show
+    scores = evaluate(everywhere, open_data_set(pictures, "train"), [wrong(prompts)])
+    assert {s.prompt for s in scores} <= {"cube", "liver", "tooth"} and len(scores) == 2
+    assert evaluate(everywhere, open_data_set(pictures, "train"), [wrong(["bright spot", "DISC"])]) == []
+    asked = {s.prompt for s in evaluate(everywhere, open_data_set(volumes, "train"), [wrong(prompts)])}
+    assert asked == {"Bright spot", "liver", "tooth"}  # drawn anew for each case, never the cube that all show
 
 
 def score(dice, kind="plain", case="a", prompt="disc", hd95=1.0, found=0.1, structure="disc"):
@@ -165,6 +174,8 @@ def test_prompt_checks_can_be_counted_by_hand():
         abs=1e-4,
     )
     assert prompt_checks([score(0.8)]) == {}
+    not_asked = score(1.0, case="c")  # whose Dice with the plain prompt says nothing about the wrong one
+    assert prompt_checks([*scores, not_asked])["surviving_share"] == checks["surviving_share"]
 
 
 @pytest.fixture
@@ -197,6 +208,7 @@ def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywher
     arguments = ["--data", volumes, "--split", "val", "-o", tmp_path / "out"]
     code, _, errors = evaluate_command(*arguments, "--compare", tmp_path / "everywhere", strict)
     assert code == 0, errors
+    assert "false positive rate 1.000" in (tmp_path / "out" / "summary.md").read_text()
     text = (tmp_path / "out" / "summary.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0][-1] == f"Dice against {tmp_path / 'everywhere'}"
