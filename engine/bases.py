@@ -122,8 +122,12 @@ def _pixel_settings(settings: dict, path: Path) -> tuple[int, tuple[float, ...],
 
 def base_names() -> list[str]:
     """Return the names under which bases can be asked for."""
-    local = [p.parent.name for folder in model_folders() for p in sorted(folder.glob("*/config.json"))]
-    return sorted({*local, *PUBLIC_BASES})
+    return sorted({*local_base_names(), *PUBLIC_BASES})
+
+
+def local_base_names() -> list[str]:
+    """Return the names of the bases in the model folders."""
+    return sorted({path.parent.name for folder in model_folders() for path in folder.glob("*/config.json")})
 
 
 def hash_weights(path: Path) -> str:

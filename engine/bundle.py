@@ -19,6 +19,7 @@ from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
 WEIGHTS, CARD, README = "adapter.safetensors", "card.json", "README.md"
+UNKNOWN = "not stated"
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,25 @@ def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterC
     return card
 
 
-def check_bundle_folder(folder: Path, replace_adapter: bool) -> None:
+def check_bundle_folder(
+    folder: Path, replace_adapter: bool, remedy: str = "add --overwrite to replace it, or --resume to go on"
+) -> None:
     """Refuse a folder in which a bundle would replace something else, before any work is spent on it.
 
     Args:
         replace_adapter: an adapter that is there may be replaced.
+        remedy: what to do where it may not.
 
     Raises:
-        UserError: it is a file, or holds an adapter or files of another kind.
+        UserError: it is a file, or holds an adapter, a base or files of another kind.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the adapter")
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a base; give the adapter a folder of its own")
     there = [name for name in (WEIGHTS, CARD, README) if (folder / name).exists()]
     if CARD in there and not replace_adapter:
-        raise UserError(f"{folder} holds an adapter already; add --overwrite to replace it, or --resume to go on")
+        raise UserError(f"{folder} holds an adapter already; {remedy}")
     if there and CARD not in there:
         raise UserError(f"{folder} holds a {there[0]} that is no adapter's; give the adapter a folder of its own")
 
@@ -181,18 +187,20 @@ def adapter_names() -> list[str]:
 
 def card_for_people(card: AdapterCard) -> str:
     """Return the card as Markdown."""
+    example = card.prompts[0] if card.prompts else "PROMPT"
     lines = [
         f"# {card.name}",
         "",
         f"{_method_for_people(card)} for the base `{card.base}`. {card.intended_use}",
         "",
-        f'    python -m engine.segment SCAN --prompt "{card.prompts[0]}" --adapter {card.name} -o OUT.seg.nrrd',
+        f'    python -m engine.segment SCAN --prompt "{example}" --adapter {card.name} -o OUT.seg.nrrd',
         "",
-        f"- Prompts: {', '.join(card.prompts)}",
-        f"- Trained on: {card.data_set}",
-        f"- Licence of the weights: {card.licence}",
+        f"- Prompts: {', '.join(card.prompts) or UNKNOWN}",
+        f"- Trained on: {card.data_set or UNKNOWN}",
+        f"- Licence of the weights: {card.licence or UNKNOWN}",
         f"- Plane: {card.plane}; window: {card.window}; threshold: {card.threshold}",
         f"- Created {card.created} by engine {card.engine_version}",
+        *_origin_for_people(card),
         "",
     ]
     for name, prompts in card.metrics.items():
@@ -200,6 +208,13 @@ def card_for_people(card: AdapterCard) -> str:
         lines += [f"| {prompt} | {_figures_for_people(figures)} |" for prompt, figures in prompts.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _origin_for_people(card: AdapterCard) -> list[str]:
+    if "imported_from" not in card.training:
+        return []
+    origin = "Imported from `{imported_from}` (SHA-256 {imported_sha256}), trained by the code of {code}"
+    return [f"- {origin.format(**card.training)}; not measured by this engine"]
 
 
 def _method_for_people(card: AdapterCard) -> str:

@@ -27,19 +27,24 @@ from engine.evaluation import (
 )
 from engine.files import write_csv, write_text
 from engine.gallery import Exhibit, write_gallery
+from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 
 BASE_ALONE = "none"
 PROMPTS = ("p1", "random", "all")
 RULE = """Dice and IoU are 1 where both masks are empty and 0 where one is; HD95, in mm (in pixels for pictures),
 is the mean over the cases where neither is."""
-FIGURES = ("prompts", "structure", "Dice", "95 % interval", "IoU", "HD95", "cases")
-DIFFERENCES = ("adapter", "mean", "95 % interval", "pairs")
+INTERVALS = "In brackets: 95 % bootstrap intervals of the means."
+ALL = "(all)"
+DIGITS = {"dice": 3, "iou": 3, "hd95": 1}
+COLUMNS = ("adapter", "prompts", "structure", "Dice", "IoU", "HD95", "cases")
 
 
 def main() -> None:
     options = _parser().parse_args()
     names = options.compare or [options.adapter]
+    if len({Path(name).name for name in names}) < len(names):
+        raise UserError("two of the adapters have the same name; give each a name of its own")
     options.output.mkdir(parents=True, exist_ok=True)
     data_set = open_data_set(options.data, options.split)
     if not data_set.case_count:
@@ -48,76 +53,79 @@ def main() -> None:
     for name in names:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
         with progress_bar(name, data_set.case_count) as update:
-            scores[name] = evaluate(segmenter, data_set, _asks(options), update)
+            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update)
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         folder.mkdir(exist_ok=True)
         write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name])
     title = f"{data_set.name}, {options.split} split"
-    text = "\n\n".join(_table(title, name, rows) for name, rows in scores.items())
-    if len(names) > 1:
-        text += "\n\n" + _comparison(scores)
-    write_text(options.output / "summary.md", f"{text}\n\n{RULE}\n")
-    write_text(options.output / "summary.json", json.dumps(_summary(title, scores), indent=1) + "\n")
+    rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
+    checks = {name: prompt_checks(scores[name]) for name in names}
+    text = f"## {title}\n\n{_table(rows)}\n\n{_checks_for_people(checks)}".strip()
+    write_text(options.output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
+    summary = {
+        "data": title,
+        "rule": f"{INTERVALS} {RULE}",
+        "adapters": {name: {"prompts": rows[name], "prompt_checks": checks[name]} for name in names},
+    }
+    write_text(options.output / "summary.json", json.dumps(summary, indent=1) + "\n")
     Console().print(Markdown(text))
     print(f"wrote {options.output}")
 
 
-def _asks(options: argparse.Namespace) -> list[Ask]:
+def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
     known = {"p1": plain, "random": random(options.seed), "all": every}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
-    return [*asks, wrong(options.wrong_prompt)] if options.wrong_prompt else asks
+    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
+    return [*asks, wrong(options.wrong_prompt or [*structures, *OTHER_STRUCTURES], options.seed)]
 
 
-def _summary(title: str, scores: dict[str, list[Score]]) -> dict:
-    return {
-        "data": title,
-        "adapters": {
-            name: {
-                "prompts": {kind: by_structure(part) for kind, part in _by_kind(rows).items()},
-                "prompt_checks": prompt_checks(rows),
-            }
-            for name, rows in scores.items()
-        },
-    }
+def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:
+    """Return {kind of prompt: {structure: means}} of one adapter, with the paired difference in Dice against the
+    first one where that is another; ALL stands for all structures together."""
+    kinds: dict[str, dict[str, dict]] = {}
+    for kind in dict.fromkeys(score.kind for score in scores if score.kind != "wrong"):
+        ours, theirs = ([s for s in part if s.kind == kind] for part in (scores, first))
+        kinds[kind] = by_structure(ours)
+        if len(kinds[kind]) > 1:
+            kinds[kind][ALL] = means(ours)
+        for structure, row in kinds[kind].items() if scores is not first else ():
+            before, after = ([s for s in part if structure in (s.structure, ALL)] for part in (theirs, ours))
+            pairs = differences(before, after)
+            row["dice_difference"] = round(sum(pairs) / len(pairs), 4)
+            row["dice_difference_interval"] = [round(limit, 4) for limit in interval(pairs)]
+    return kinds
 
 
-def _by_kind(scores: Sequence[Score]) -> dict[str, list[Score]]:
-    return {kind: [s for s in scores if s.kind == kind] for kind in dict.fromkeys(s.kind for s in scores)}
+def _table(adapters: dict[str, dict[str, dict[str, dict]]]) -> str:
+    """Return one Markdown table; where adapters are compared, with a column for the difference to the first."""
+    first, *others = adapters
+    columns = [*COLUMNS, f"Dice against {first}"] if others else COLUMNS
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, kinds in adapters.items():
+        for kind, rows in kinds.items():
+            for structure, row in rows.items():
+                figures = [_figure(row, figure, digits) for figure, digits in DIGITS.items()]
+                cells = [name, kind, structure, *figures, str(row["cases"])]
+                cells += [_figure(row, "dice_difference", 3, sign="+")] if others else []
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def _table(title: str, name: str, scores: list[Score]) -> str:
-    """Return a Markdown table of one adapter, and its prompt checks."""
-    lines = [f"## {name}: {title}", "", *_head(FIGURES)]
-    for kind, part in _by_kind(scores).items():
-        if kind != "wrong":
-            rows = by_structure(part)
-            if len(rows) > 1:
-                rows["all"] = means(part)
-            lines += [f"| {kind} | {structure} | {_figures(row)} |" for structure, row in rows.items()]
-    checks = prompt_checks(scores)
-    lines += ["", *(f"- {key.replace('_', ' ')}: {value:.3f}" for key, value in checks.items())]
-    return "\n".join(lines).strip()
+def _figure(row: dict, name: str, digits: int, sign: str = "") -> str:
+    """Return a mean with its interval, for example 0.812 (0.790 – 0.833); nothing where there is none."""
+    if row.get(name) is None:
+        return ""
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (row[name], *row[f"{name}_interval"]))
+    return f"{value} ({low} – {high})"
 
 
-def _head(columns: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-
-
-def _figures(row: dict) -> str:
-    distance = "" if row["hd95"] is None else f"{row['hd95']:.1f}"
-    low, high = row["dice_interval"]
-    return f"{row['dice']:.3f} | {low:.3f} – {high:.3f} | {row['iou']:.3f} | {distance} | {row['cases']}"
-
-
-def _comparison(scores: dict[str, list[Score]]) -> str:
-    """Return a Markdown table of the paired differences in Dice against the first adapter."""
-    first, *others = scores
-    lines = [f"## Difference in Dice against {first}", "", *_head(DIFFERENCES)]
-    for name in others:
-        pairs = differences(scores[first], scores[name])
-        low, high = interval(pairs)
-        lines.append(f"| {name} | {sum(pairs) / len(pairs):+.3f} | {low:+.3f} – {high:+.3f} | {len(pairs)} |")
+def _checks_for_people(checks: dict[str, dict[str, float]]) -> str:
+    lines = [
+        f"- {name}: " + ", ".join(f"{check.replace('_', ' ')} {value:.3f}" for check, value in values.items())
+        for name, values in checks.items()
+        if values
+    ]
     return "\n".join(lines)
 
 
@@ -156,8 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         default=["p1"],
         help="plain class prompt, a random one, all wordings",
     )
-    add("--wrong-prompt", metavar="PROMPT", help="also ask for this, which no case shows, and count what is found")
-    add("--seed", type=int, default=0, help="of the random prompts")
+    add(
+        "--wrong-prompt",
+        nargs="+",
+        metavar="PROMPT",
+        help="also ask each case for one of these that its labels do not name, and count what is found "
+        "(default: the data's other structures and some of other subjects)",
+    )
+    add("--seed", type=int, default=0, help="of the random and the wrong prompts")
     add("--device", default="auto")
     add("--precision", default="auto")
     add(

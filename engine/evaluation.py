@@ -59,14 +59,29 @@ def random(seed: int) -> Ask:
     return ask
 
 
-def wrong(prompt: str) -> Ask:
-    """Ask for something that is not there, and measure by what is: nothing should be found."""
+def wrong(prompts: Sequence[str], seed: int = 0) -> Ask:
+    """Ask for something that is not there, and measure by what is: nothing should be found.
+
+    Args:
+        prompts: one is drawn for each case, of those that share no word with the wordings of what its masks
+            show; a case for which none is left is not asked. The draw is the same for a seed and a case.
+    """
 
     def ask(case: Case) -> Iterator[Question]:
-        for truth in case.truths:
-            yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
+        shown = [truth for truth in case.truths if truth.mask.any()]
+        words = {word for truth in shown for wording in chain(*truth.prompts) for word in _words(wording)}
+        absent = [prompt for prompt in prompts if not words & _words(prompt)]
+        if absent:
+            draw = np.random.default_rng([seed, *case.name.encode()])
+            prompt = absent[draw.integers(len(absent))]
+            for truth in shown:
+                yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
 
     return ask
+
+
+def _words(prompt: str) -> set[str]:
+    return set(prompt.lower().split())
 
 
 @dataclass(frozen=True)
@@ -139,18 +154,19 @@ def by_structure(scores: Iterable[Score]) -> dict[str, dict]:
 
 
 def means(scores: Sequence[Score]) -> dict:
-    """Return the means of Dice and IoU over all cases, of HD95 over those where both masks have a voxel, and
-    a 95 % interval of the mean Dice."""
-    dices = [score.dice for score in scores]
+    """Return the means of Dice and IoU over all cases, of HD95 over those where both masks have a voxel, each
+    with its 95 % interval."""
     distances = [score.hd95 for score in scores if not np.isnan(score.hd95)]
-    return {
-        "dice": round(float(np.mean(dices)), 4),
-        "dice_interval": [round(limit, 4) for limit in interval(dices)],
-        "iou": round(float(np.mean([score.iou for score in scores])), 4),
-        "hd95": round(float(np.mean(distances)), 2) if distances else None,
-        "cases": len(scores),
-        "hd95_cases": len(distances),
-    }
+    figures = (
+        ("dice", [score.dice for score in scores], 4),
+        ("iou", [score.iou for score in scores], 4),
+        ("hd95", distances, 2),
+    )
+    summary: dict = {}
+    for name, values, digits in figures:
+        summary[name] = round(float(np.mean(values)), digits) if values else None
+        summary[f"{name}_interval"] = [round(limit, digits) for limit in interval(values)] if values else None
+    return summary | {"cases": len(scores), "hd95_cases": len(distances)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -161,10 +177,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def differences(first: Iterable[Score], second: Iterable[Score]) -> list[float]:
-    """Return second minus first Dice of the questions that both were asked."""
-    before = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in first}
-    after = {(s.case, s.kind, s.structure, s.prompt): s.dice for s in second}
-    return [after[key] - before[key] for key in before.keys() & after.keys()]
+    """Return second minus first Dice of the questions that both were asked, in the order of the first."""
+    before = {_question(score): score.dice for score in first}
+    after = {_question(score): score.dice for score in second}
+    return [after[key] - dice for key, dice in before.items() if key in after]
+
+
+def _question(score: Score) -> tuple[str, ...]:
+    return score.case, score.kind, score.structure, score.prompt
 
 
 def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
@@ -183,10 +203,10 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
     if kinds["wrong"]:
         checks["false_positive_share"] = np.mean([s.result_share for s in kinds["wrong"]])
         checks["false_positive_rate"] = np.mean([s.result_share > 0 for s in kinds["wrong"]])
-    present = {(s.case, s.structure): s.dice for s in kinds["plain"] if s.truth_share}
-    if kinds["wrong"] and sum(present.values()):
-        surviving = [s.dice for s in kinds["wrong"] if (s.case, s.structure) in present]
-        checks["surviving_share"] = sum(surviving) / sum(present.values())
+    right = {(s.case, s.structure): s.dice for s in kinds["plain"]}
+    asked = [(s.dice, right[s.case, s.structure]) for s in kinds["wrong"] if (s.case, s.structure) in right]
+    if any(dice for _, dice in asked):
+        checks["surviving_share"] = sum(dice for dice, _ in asked) / sum(dice for _, dice in asked)
     if kinds["every"]:
         wordings = defaultdict(list)
         for score in kinds["every"]:

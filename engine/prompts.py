@@ -10,6 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from engine.errors import UserError
 
 MAXIMUM_TOKENS = 77
+OTHER_STRUCTURES = (  # asked for where they are not, in training and in tests
+    "liver",
+    "left ventricle",
+    "fetal head",
+    "knee cartilage",
+    "optic disc",
+    "tooth",
+    "polyp",
+    "tumor",
+)
 
 
 def split_prompts(text: str) -> list[str]:

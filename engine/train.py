@@ -27,20 +27,10 @@ from engine.imaging.planes import PLANES
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
+from engine.prompts import OTHER_STRUCTURES
 from engine.runs import CHECKPOINT, read_plan, tensorboard, write_log, write_start
 from engine.segmenter import Segmenter
 from engine.training import Epoch, Plan, Trainer
-
-OTHER_STRUCTURES = (
-    "liver",
-    "left ventricle",
-    "fetal head",
-    "knee cartilage",
-    "optic disc",
-    "tooth",
-    "polyp",
-    "tumor",
-)
 
 
 def main() -> None:

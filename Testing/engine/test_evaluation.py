@@ -70,6 +70,21 @@ def test_distances_that_can_be_counted_by_hand(first, second, distance):
     assert hausdorff_95(second, first, ISOTROPIC) == pytest.approx(distance, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (pixel(0, 5, 5), pixel(0, 5, 5), (1.0, 1.0)),
+        (pixel(0, 5, slice(0, 2)), pixel(0, 5, slice(1, 3)), (1 / 2, 1 / 3)),
+        (pixel(0, 5, slice(0, 10)), pixel(0, 6, slice(0, 10)), (0.0, 0.0)),  # two lines that touch
+        (pixel(0, 5, 5), pixel(0, slice(0, 0), 0), (0.0, 0.0)),
+        (pixel(0, slice(0, 0), 0), pixel(0, slice(0, 0), 0), (1.0, 1.0)),
+    ],
+)
+def test_overlaps_that_can_be_counted_by_hand(first, second, expected):
+    counts = int((first & second).sum()), int(first.sum()), int(second.sum())
+    assert (dice(*counts), intersection_over_union(*counts)) == pytest.approx(expected)
+
+
 def test_a_volumes_distance_is_in_millimetres():
     shape = (10, 10, 10)
     first, second = pixel(2, 5, 5, shape=shape), pixel(4, 5, 5, shape=shape)
@@ -94,13 +109,22 @@ def test_a_volume_counts_once_with_all_its_slices(volumes, everywhere):
 
 def test_pictures_are_asked_by_every_kind_of_prompt(pictures, everywhere):
     data_set = open_data_set(pictures, "train")
-    scores = evaluate(everywhere, data_set, [plain, every, random(7), wrong("liver")])
+    scores = evaluate(everywhere, data_set, [plain, every, random(7), wrong(["liver"])])
     asked = [(s.case, s.kind, s.prompt) for s in scores if s.case == "0.png"]
     assert asked[:4] == [("0.png", "plain", "disc"), *(("0.png", "every", p) for p in WORDINGS)]
     assert asked[4][2] in WORDINGS and asked[5] == ("0.png", "wrong", "liver")
     assert all(s.structure == "disc" and s.result_share == 1.0 for s in scores)
     again = evaluate(everywhere, data_set, [random(7)])
     assert again == [s for s in scores if s.kind == "random"]
+
+
+def test_a_wrong_prompt_names_nothing_that_the_case_shows(pictures, volumes, everywhere):
+    prompts = ["Bright spot", "cube", "liver", "tooth"]  # "bright disc" is a wording of what the pictures show
+    scores = evaluate(everywhere, open_data_set(pictures, "train"), [wrong(prompts)])
+    assert {s.prompt for s in scores} <= {"cube", "liver", "tooth"} and len(scores) == 2
+    assert evaluate(everywhere, open_data_set(pictures, "train"), [wrong(["bright spot", "DISC"])]) == []
+    asked = {s.prompt for s in evaluate(everywhere, open_data_set(volumes, "train"), [wrong(prompts)])}
+    assert asked == {"Bright spot", "liver", "tooth"}  # drawn anew for each case, never the cube that all show
 
 
 def score(dice, kind="plain", case="a", prompt="disc", hd95=1.0, found=0.1, structure="disc"):
@@ -110,6 +134,8 @@ def score(dice, kind="plain", case="a", prompt="disc", hd95=1.0, found=0.1, stru
 def test_means_say_how_many_cases_they_are_of():
     total = means([score(0.8), score(0.4, hd95=float("nan")), score(0.6, hd95=3.0)])
     assert (total["dice"], total["hd95"], total["cases"], total["hd95_cases"]) == (0.6, 2.0, 3, 2)
+    assert total["hd95_interval"] == [1.0, 3.0] and total["dice_interval"] == total["iou_interval"]
+    assert means([score(0.0, hd95=float("nan"))])["hd95_interval"] is None
     assert by_structure([score(1.0), score(0.0, structure="cube")])["cube"]["dice"] == 0
 
 
@@ -125,7 +151,7 @@ def test_the_interval_of_a_mean_narrows_with_more_cases_and_holds_the_mean():
 def test_differences_are_paired_by_question():
     first = [score(0.2, case="a"), score(0.5, case="b"), score(0.9, case="only here")]
     second = [score(0.6, case="b"), score(0.5, case="a")]
-    assert sorted(differences(first, second)) == pytest.approx([0.1, 0.3])
+    assert differences(first, second) == pytest.approx([0.3, 0.1])  # always in this order
 
 
 def test_prompt_checks_can_be_counted_by_hand():
@@ -148,6 +174,8 @@ def test_prompt_checks_can_be_counted_by_hand():
         abs=1e-4,
     )
     assert prompt_checks([score(0.8)]) == {}
+    not_asked = score(1.0, case="c")  # whose Dice with the plain prompt says nothing about the wrong one
+    assert prompt_checks([*scores, not_asked])["surviving_share"] == checks["surviving_share"]
 
 
 @pytest.fixture
@@ -168,7 +196,10 @@ def test_the_command_writes_scores_summaries_and_a_picture(evaluate_command, pic
     dices = [float(row["dice"]) for row in rows if row["kind"] == "plain"]
     assert summary["prompts"]["plain"]["disc"]["dice"] == pytest.approx(np.mean(dices), abs=1e-4)
     assert summary["prompt_checks"]["false_positive_rate"] == 1.0
-    assert "both masks are empty" in (out / "summary.md").read_text()
+    text = (out / "summary.md").read_text()
+    assert "both masks are empty" in text and "95 % bootstrap intervals" in text
+    low, high = summary["prompts"]["plain"]["disc"]["iou_interval"]
+    assert f"({low:.3f} – {high:.3f})" in text and "Dice against" not in text
     assert imread(out / "cases.png").shape[1] > 1000
 
 
@@ -177,9 +208,25 @@ def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywher
     arguments = ["--data", volumes, "--split", "val", "-o", tmp_path / "out"]
     code, _, errors = evaluate_command(*arguments, "--compare", tmp_path / "everywhere", strict)
     assert code == 0, errors
+    assert "false positive rate 1.000" in (tmp_path / "out" / "summary.md").read_text()
     text = (tmp_path / "out" / "summary.md").read_text()
-    assert "Difference in Dice" in text and "| 2 |\n\nDice and IoU" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0][-1] == f"Dice against {tmp_path / 'everywhere'}"
+    names = [str(tmp_path / "everywhere")] * 3 + [str(strict)] * 3
+    assert [(row[0], row[2]) for row in rows[2:]] == list(zip(names, ["ball", "cube", "(all)"] * 2, strict=True))
+    assert [row[-1] for row in rows[2:5]] == ["", "", ""]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["adapters"]
+    before, after = (summary[str(name)]["prompts"]["plain"]["ball"] for name in (tmp_path / "everywhere", strict))
+    assert after["dice_difference"] == pytest.approx(after["dice"] - before["dice"], abs=2e-4)
+    assert rows[5][-1].startswith(f"{after['dice_difference']:+.3f} (-")
+    assert "dice_difference" not in before
     assert (tmp_path / "out" / "strict" / "cases.png").is_file()
+
+
+def test_adapters_of_the_same_name_are_refused(evaluate_command, volumes, everywhere, tmp_path):
+    arguments = ["--data", volumes, "--split", "val", "-o", tmp_path / "out"]
+    code, _, errors = evaluate_command(*arguments, "--compare", tmp_path / "everywhere", tmp_path / "everywhere")
+    assert code == 2 and "the same name" in errors and not (tmp_path / "out").exists()
 
 
 def test_a_split_without_cases_is_refused(evaluate_command, volumes, everywhere, tmp_path):
