@@ -204,7 +204,14 @@ class Trainer:
         Raises:
             UserError: there is none, or it is of a run with another plan.
         """
-        state, self._best_weights = load_checkpoint(self._checkpoint, self._parameters, self._optimizer)
+        state, further = load_checkpoint(self._checkpoint, self._parameters, self._optimizer)
+        buffers = dict(self.model.trained.named_buffers())
+        for name, tensor in further.items():
+            kind, _, name = name.partition(".")
+            if kind == "best":
+                self._best_weights[name] = tensor
+            else:
+                buffers[name].copy_(tensor)
         planned = asdict(self.plan)
         changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key != "epochs"]
         if changed:
@@ -267,6 +274,8 @@ class Trainer:
                 continue  # too few for every process to have one
             own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
             batch = [self._samples.draw(int(p), (plan.seed, standing.epoch), self._is_wanted) for p in own]
+            draw = np.random.default_rng([plan.seed, standing.epoch, start])
+            torch.manual_seed(int(draw.integers(2**31)))  # of dropout: equal in a resumed run
             loss, _ = self._forward(self._shared_model, batch)
             self._prepared.zero_grad()
             self.accelerator.backward(loss)
@@ -341,7 +350,9 @@ class Trainer:
                 "scheduler": self._scheduler.state_dict(),
                 "learning_rates": [group["lr"] for group in self._optimizer.param_groups],
             }
-            save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, self._best_weights)
+            further = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
+            further |= {f"buffer.{name}": tensor for name, tensor in self.model.trained.named_buffers()}
+            save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, further)
 
 
 def _positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:
