@@ -13,6 +13,8 @@ gradient into the attention biases, and it fused CLIP's layers 0, 1, 2 into the 
 of the paper's map.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,7 +116,7 @@ class SAN(nn.Module):
         features = [visual.ln_pre(torch.cat([first.to(tokens.dtype), tokens], dim=1))]
         blocks = visual.transformer.resblocks
         bounds = [len(blocks) * i // FUSIONS for i in range(FUSIONS)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             features.append(_run(blocks[start:stop], features[-1]))
         return features
 
@@ -130,9 +132,11 @@ class SAN(nn.Module):
         """
         visual, proposals = self.clip.visual, biases.shape[2]
         grid = round((features.shape[1] - 1) ** 0.5)
-        biases = F.adaptive_max_pool2d(biases.flatten(1, 2), (grid, grid)).unflatten(1, biases.shape[1:3]).flatten(3)
+        pooled = F.adaptive_max_pool2d(biases.flatten(1, 2), (grid, grid))
+        mask = _attention_mask(pooled.flatten(2).unflatten(1, biases.shape[1:3]))
         tokens = torch.cat([features[:, :1].expand(-1, proposals, -1), features], dim=1)
-        tokens = _run(visual.transformer.resblocks[_last_quarter(visual) :], tokens, _attention_mask(biases))
+        blocks = visual.transformer.resblocks
+        tokens = _run(blocks[len(blocks) * (FUSIONS - 1) // FUSIONS :], tokens, mask)
         return F.normalize(visual.ln_post(tokens[:, :proposals]) @ visual.proj, dim=2)
 
 
@@ -220,10 +224,6 @@ def _perceptron(width: int, size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, size)
     )
-
-
-def _last_quarter(visual: nn.Module) -> int:
-    return len(visual.transformer.resblocks) * (FUSIONS - 1) // FUSIONS
 
 
 def _run(blocks: nn.ModuleList, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
