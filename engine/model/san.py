@@ -133,7 +133,7 @@ class SAN(nn.Module):
         visual, proposals = self.clip.visual, biases.shape[2]
         grid = round((features.shape[1] - 1) ** 0.5)
         pooled = F.adaptive_max_pool2d(biases.flatten(1, 2), (grid, grid))
-        mask = _attention_mask(pooled.flatten(2).unflatten(1, biases.shape[1:3]))
+        mask = attention_mask(pooled.flatten(2).unflatten(1, biases.shape[1:3]))
         tokens = torch.cat([features[:, :1].expand(-1, proposals, -1), features], dim=1)
         blocks = visual.transformer.resblocks
         tokens = _run(blocks[len(blocks) * (FUSIONS - 1) // FUSIONS :], tokens, mask)
@@ -232,7 +232,7 @@ def _run(blocks: nn.ModuleList, tokens: Tensor, attention_mask: Tensor | None = 
     return tokens
 
 
-def _attention_mask(biases: Tensor) -> Tensor:
+def attention_mask(biases: Tensor) -> Tensor:
     """Return the mask (slices · heads, tokens, tokens) for the tokens of proposals, class and patches, in this
     order: a proposal attends to itself and, biased, to the patches; nothing attends to a proposal."""
     slices, heads, proposals, patches = biases.shape
