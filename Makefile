@@ -19,10 +19,12 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+# open-clip-torch asks for a torchvision that it is not used with here, and that might replace torch.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "open-clip-torch>=3.0"
 	touch $(READY)
 
 clean:

@@ -1,4 +1,4 @@
-"""Bases: frozen CLIPSegs in the Hugging Face folder format, found by name or folder."""
+"""Bases: frozen CLIPSegs in the Hugging Face folder format, and CLIPs in open_clip's, found by name or folder."""
 
 import hashlib
 import json
@@ -10,18 +10,34 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
-from engine.files import sha256_of
+from engine.files import sha256_of, write_text
+from engine.model.towers import new_clip
+from engine.vocabulary import clip_tokenizer
 from engine.weights import write_tensors
 
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
-PUBLIC_BASES = {"clipseg": "CIDAS/clipseg-rd64-refined"}
+PUBLIC_BASES = {
+    "clipseg": "CIDAS/clipseg-rd64-refined",
+    "clip-vit-b-16": "timm/vit_base_patch16_clip_224.openai",
+    "clip-rn50": "timm/resnet50_clip.openai",
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 352
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_VOCABULARY = 49408
+# of each kind of base: configuration, weights, and the pickled weights that are converted. A folder of open_clip
+# may hold a config.json of something else beside, so its kind is looked for first.
+KIND_FILES = {
+    "clip": ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    "clipseg": ("config.json", "model.safetensors", "pytorch_model.bin"),
+}
 
 
 def user_models() -> Path:
@@ -36,29 +52,45 @@ def model_folders() -> list[Path]:
 
 @dataclass(frozen=True)
 class Base:
-    """A CLIPSeg in a folder, and how images are made ready for it.
+    """A CLIPSeg or CLIP in a folder, and how images are made ready for it.
 
     Attributes:
         name: what people call it.
-        folder: holds config.json, model.safetensors and the tokenizer's files.
+        kind: "clipseg", or "clip" for the CLIPs of open_clip, which only the baselines can use.
+        folder: holds the configuration, the weights and the tokenizer's files.
         sha256: hash of all its floating-point weights; adapters name the base that they fit by it.
         side: of the square that it reads, in pixels.
         mean, std: of the three channels, for values in 0..1.
     """
 
     name: str
+    kind: str
     folder: Path
     sha256: str
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def load_network(self) -> CLIPSegForImageSegmentation:
-        """Load the weights in fp32, ready for inference.
+    def load_network(self) -> nn.Module:
+        """Load the weights in fp32, ready for inference: a `CLIPSegForImageSegmentation`, or a `CLIP` of
+        open_clip.
 
         Raises:
-            UserError: weights are missing or do not fit the configuration.
+            UserError: weights are missing or do not fit the configuration, or open_clip is not installed.
         """
+        return (self._load_clip() if self.kind == "clip" else self._load_clipseg()).eval()
+
+    def _load_clip(self) -> nn.Module:
+        configuration, weights, _ = KIND_FILES["clip"]
+        network = new_clip(_clip_settings(self.folder / configuration)[0])
+        try:
+            network.load_state_dict(load_file(self.folder / weights))
+        except (RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.folder} cannot be loaded ({reason}); get the base again") from error
+        return network
+
+    def _load_clipseg(self) -> CLIPSegForImageSegmentation:
         transformers_logging.disable_progress_bar()  # it would only flash by
         try:
             network, loading = CLIPSegForImageSegmentation.from_pretrained(
@@ -73,7 +105,7 @@ class Base:
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"])[:3])
             raise UserError(f"{self.folder} lacks weights ({missing} …); get the base again")
-        return network.eval()
+        return network
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
@@ -82,31 +114,71 @@ class Base:
             UserError: its files are missing or damaged.
         """
         if not any(all((self.folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+            if self.kind == "clip" and self._vocabulary_size() == CLIP_VOCABULARY:
+                return clip_tokenizer()
             raise UserError(f"{self.folder} holds no tokenizer.json; the base is incomplete, get it again")
         try:
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # transformers raises many kinds for damaged files
             raise UserError(f"the tokenizer in {self.folder} is damaged ({_first_line(error)})") from error
 
+    def _vocabulary_size(self) -> int:
+        settings, _ = _clip_settings(self.folder / KIND_FILES["clip"][0])
+        return settings.get("text_cfg", {}).get("vocab_size", CLIP_VOCABULARY)
+
 
 def open_base(name_or_folder: str) -> Base:
     """Find a base and check its files.
 
     Raises:
-        UserError: there is no such base, its files are incomplete or damaged, or it is not a CLIPSeg.
+        UserError: there is no such base, its files are incomplete or damaged, or it is neither a CLIPSeg nor a
+            CLIP of open_clip.
     """
     folder = _find_base(name_or_folder)
-    config = _read_json(folder / "config.json")
-    if config.get("model_type") != "clipseg":
-        raise UserError(f"{folder} holds a '{config.get('model_type')}' model; a base must be a CLIPSeg")
-    folder = _with_safetensors(folder)
+    kind = next(kind for kind in KIND_FILES if (folder / KIND_FILES[kind][0]).is_file())
+    configuration, weights, _ = KIND_FILES[kind]
+    settings = {}
+    if kind == "clip":
+        settings = _clip_pixel_settings(folder / configuration)
+    elif (model := _read_json(folder / configuration).get("model_type")) != "clipseg":
+        raise UserError(f"{folder} holds a '{model}' model; a base must be a CLIPSeg or a CLIP of open_clip")
+    folder = _with_safetensors(folder, kind)
     processor = folder / "preprocessor_config.json"
-    settings = _read_json(processor) if processor.is_file() else {}
-    side, mean, std = _pixel_settings(settings, processor)
-    name = _base_name(name_or_folder)
-    base = Base(name, folder, hash_weights(folder / "model.safetensors"), side, mean, std)
+    settings |= _read_json(processor) if processor.is_file() else {}
+    side, mean, std = _pixel_settings(settings, processor if processor.is_file() else folder / configuration)
+    base = Base(_base_name(name_or_folder), kind, folder, hash_weights(folder / weights), side, mean, std)
     _check_card(base)
     return base
+
+
+def save_clip(folder: Path, clip: nn.Module, config: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a CLIP as a base folder of open_clip's format.
+
+    Args:
+        clip, config: what `new_clip` made, and of what.
+    """
+    configuration, weights, _ = KIND_FILES["clip"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / weights, clip.state_dict())
+    tokenizer.save_pretrained(folder)
+    pixels = {"mean": CLIP_MEAN, "std": CLIP_STD}
+    write_text(folder / configuration, json.dumps({"model_cfg": config, "preprocess_cfg": pixels}, indent=1) + "\n")
+
+
+def _clip_settings(path: Path) -> tuple[dict, dict]:
+    """Return the configuration of the network and of its images."""
+    settings = _read_json(path)
+    parts = settings.get("model_cfg"), settings.get("preprocess_cfg", {})
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[0].get("vision_cfg"), dict):
+        raise UserError(f"{path} does not describe a CLIP; get the base again")
+    return parts
+
+
+def _clip_pixel_settings(path: Path) -> dict:
+    """Return side, mean and standard deviation of a CLIP, named as a Hugging Face image processor names them."""
+    network, pixels = _clip_settings(path)
+    mean, std = pixels.get("mean", CLIP_MEAN), pixels.get("std", CLIP_STD)
+    return {"size": network["vision_cfg"].get("image_size", 224), "image_mean": mean, "image_std": std}
 
 
 def _pixel_settings(settings: dict, path: Path) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -127,7 +199,10 @@ def base_names() -> list[str]:
 
 def local_base_names() -> list[str]:
     """Return the names of the bases in the model folders."""
-    return sorted({path.parent.name for folder in model_folders() for path in folder.glob("*/config.json")})
+    configurations = [files[0] for files in KIND_FILES.values()]
+    return sorted(
+        {p.parent.name for folder in model_folders() for c in configurations for p in folder.glob(f"*/{c}")}
+    )
 
 
 def hash_weights(path: Path) -> str:
@@ -154,19 +229,22 @@ def hash_weights(path: Path) -> str:
 def _find_base(name_or_folder: str) -> Path:
     candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
     for folder in candidates if name_or_folder else []:
-        if (folder / "config.json").is_file():
+        if any((folder / files[0]).is_file() for files in KIND_FILES.values()):
             return folder
     if name_or_folder in PUBLIC_BASES:
         return _fetch(name_or_folder)
     raise UserError(
         f"there is no base '{name_or_folder}'; there are {', '.join(base_names())}, "
-        "or give a folder that holds a CLIPSeg (config.json, model.safetensors, tokenizer)"
+        "or give a folder that holds a CLIPSeg (config.json, model.safetensors, tokenizer) "
+        "or a CLIP of open_clip (open_clip_config.json, open_clip_model.safetensors)"
     )
 
 
 def _fetch(name: str) -> Path:
     repository = PUBLIC_BASES[name]
     wanted = ["*.json", "*.txt", "*.safetensors", "*.bin"]
+    if name.startswith("clip-"):
+        wanted = ["*.json", "*.txt", KIND_FILES["clip"][1]]  # the rest holds the vision tower alone, or repeats it
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
     except OSError:
@@ -184,30 +262,31 @@ def _base_name(name_or_folder: str) -> str:
     return Path(name_or_folder).resolve().name if Path(name_or_folder).is_dir() else name_or_folder
 
 
-def _with_safetensors(folder: Path) -> Path:
+def _with_safetensors(folder: Path, kind: str) -> Path:
     """Return a folder with safetensors weights: the same, or a converted copy that is made once."""
-    if (folder / "model.safetensors").is_file():
+    _, weights, pickle = KIND_FILES[kind]
+    if (folder / weights).is_file():
         return folder
-    pickled = folder / "pytorch_model.bin"
+    pickled = folder / pickle
     if not pickled.is_file():
-        raise UserError(f"{folder} holds no model.safetensors; the base is incomplete, get it again")
+        raise UserError(f"{folder} holds no {weights}; the base is incomplete, get it again")
     hashes = "".join(sha256_of(path) for path in [pickled, *_small_files(folder)])
     copy = user_models() / ".converted" / hashlib.sha256(hashes.encode()).hexdigest()[:16]
-    if not (copy / "model.safetensors").is_file():
-        _convert(pickled, copy)
+    if not (copy / weights).is_file():
+        _convert(pickled, copy / weights)
     return copy
 
 
-def _convert(pickled: Path, copy: Path) -> None:
+def _convert(pickled: Path, safe: Path) -> None:
     try:
         weights = torch.load(pickled, map_location="cpu", weights_only=True)
         weights = {name: weight.clone().contiguous() for name, weight in weights.items()}
     except Exception as error:  # torch raises many kinds for a damaged or a hostile file
         raise UserError(f"{pickled} is damaged or holds more than weights; get it again") from error
-    copy.mkdir(parents=True, exist_ok=True)
+    safe.parent.mkdir(parents=True, exist_ok=True)
     for path in _small_files(pickled.parent):
-        shutil.copy(path, copy / path.name)
-    write_tensors(copy / "model.safetensors", weights, {"format": "pt"})
+        shutil.copy(path, safe.parent / path.name)
+    write_tensors(safe, weights, {"format": "pt"})
 
 
 def _small_files(folder: Path) -> list[Path]:

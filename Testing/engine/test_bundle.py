@@ -163,7 +163,7 @@ def test_a_folder_with_another_model_is_refused(tmp_path):
 
 
 def test_an_unknown_base_lists_those_there_are():
-    with pytest.raises(UserError, match=r"no base 'maxi'; there are clipseg"):
+    with pytest.raises(UserError, match=r"no base 'maxi'; there are clip-rn50, clip-vit-b-16, clipseg"):
         open_base("maxi")
 
 
