@@ -13,12 +13,14 @@ import torch
 from transformers import CLIPSegConfig
 
 from engine import bases
+from engine.bases import save_clip
 from engine.bundle import AdapterCard, save_bundle
 from engine.cli import run
 from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.model.methods import METHODS, build_adapter
+from engine.model.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
 from engine.vocabulary import train_tokenizer
 
@@ -60,6 +62,20 @@ def tiny_base(tmp_path_factory) -> Path:
 def other_base(tmp_path_factory) -> Path:
     """The same network with other weights."""
     return make_base(tmp_path_factory.mktemp("bases") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def clip_bases(tmp_path_factory):
+    """Small CLIPs with a vision transformer and with a ResNet, as folders of open_clip's format."""
+    folder = tmp_path_factory.mktemp("clips")
+    tokenizer = train_tokenizer(
+        ["polyp", "left lung", "a bright ball in the brain", "bright disc", "round thing"], 300
+    )
+    for seed, name in enumerate(("transformer", "residual")):
+        config = small_clip_config(tokenizer, residual=name == "residual")
+        torch.manual_seed(seed)
+        save_clip(folder / name, new_clip(config), config, tokenizer)
+    return folder
 
 
 @pytest.fixture
@@ -132,6 +148,15 @@ def make_base(folder: Path, seed: int) -> Path:
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}}))
     return folder
+
+
+def small_clip_config(tokenizer, residual: bool) -> dict:
+    vision = {"image_size": SIDE, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16}
+    if residual:
+        vision = {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None}
+    text = {"vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 2, "context_length": 77}
+    text |= {"pool_type": "eos", "eos_id": tokenizer.eos_token_id}
+    return {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
 def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placement: str = "VL", **card) -> Path:

@@ -32,6 +32,7 @@ DEFAULT_SIDE = 352
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP_VOCABULARY = 49408
+CLIP_SIDES = {"clip-vit-b-16": 640, "clip-rn50": 416}  # what SAN and CRIS read; for classification it is 224
 # of each kind of base: configuration, weights, and the pickled weights that are converted. A folder of open_clip
 # may hold a config.json of something else beside, so its kind is looked for first.
 KIND_FILES = {
@@ -48,6 +49,11 @@ def user_models() -> Path:
 def model_folders() -> list[Path]:
     """Return the folders in which models are looked up by name: the user's own before the shipped ones."""
     return [user_models(), SHIPPED_MODELS]
+
+
+def is_base(folder: Path) -> bool:
+    """Return whether a folder holds a base of any kind."""
+    return any((folder / files[0]).is_file() for files in KIND_FILES.values())
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ def open_base(name_or_folder: str) -> Base:
     settings = {}
     if kind == "clip":
         settings = _clip_pixel_settings(folder / configuration)
+        settings["size"] = CLIP_SIDES.get(_base_name(name_or_folder), settings["size"])
     elif (model := _read_json(folder / configuration).get("model_type")) != "clipseg":
         raise UserError(f"{folder} holds a '{model}' model; a base must be a CLIPSeg or a CLIP of open_clip")
     folder = _with_safetensors(folder, kind)
@@ -229,7 +236,7 @@ def hash_weights(path: Path) -> str:
 def _find_base(name_or_folder: str) -> Path:
     candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
     for folder in candidates if name_or_folder else []:
-        if any((folder / files[0]).is_file() for files in KIND_FILES.values()):
+        if is_base(folder):
             return folder
     if name_or_folder in PUBLIC_BASES:
         return _fetch(name_or_folder)

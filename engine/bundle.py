@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.bases import Base, model_folders
+from engine.bases import Base, is_base, model_folders
 from engine.errors import UserError
 from engine.files import sha256_of, write_text
 from engine.model.clipseg import CLIPSeg
@@ -84,7 +84,7 @@ def check_bundle_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the adapter")
-    if (folder / "config.json").exists():
+    if is_base(folder):
         raise UserError(f"{folder} holds a base; give the adapter a folder of its own")
     there = [name for name in (WEIGHTS, CARD, README) if (folder / name).exists()]
     if CARD in there and not replace_adapter:
@@ -131,6 +131,8 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
     Raises:
         UserError: the bundle is damaged, its method is unknown, or it belongs to another base.
     """
+    if folder is None and base.kind != "clipseg":
+        raise UserError(f"the base '{base.name}' is a CLIP, which segments nothing by itself; give an adapter")
     if folder is None:
         return CLIPSeg(base.load_network()).eval()
     check_base(card, base)
@@ -172,7 +174,7 @@ def find_adapter(name_or_folder: str) -> Path:
     """
     candidates = [Path(name_or_folder), *(folder / name_or_folder for folder in model_folders())]
     for folder in candidates if name_or_folder else []:
-        if (folder / CARD).is_file() and not (folder / "config.json").is_file():
+        if (folder / CARD).is_file() and not is_base(folder):
             return folder
     raise UserError(
         f"there is no adapter '{name_or_folder}'; there are {', '.join(adapter_names()) or 'none'}, "

@@ -146,7 +146,7 @@ def _telling_how_to_go_on() -> Iterator[None]:
 def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
     seconds = round(sum(epoch.seconds for epoch in trainer.history))
     training = asdict(trainer.plan) | {
-        "parameters": sum(p.numel() for p in trainer.model.trained.parameters()),
+        "parameters": sum(p.numel() for p in trainer.model.trained.parameters() if p.requires_grad),
         "seconds": seconds,
         "epochs_run": len(trainer.history),
         "device": str(trainer.accelerator.device),

@@ -24,7 +24,7 @@ from engine.model.methods import METHODS, build_model
 from engine.prompts import encode_prompts
 from engine.samples import Sample, Sampler, collate
 
-# dense and shallow: the paper's; the others: what is usual for them
+# shallow and dense: the paper's; san and cris: its benchmark's; the others: what is usual for them
 LEARNING_RATES = {
     "dense": 1e-3,
     "dense-everywhere": 1e-3,
@@ -33,6 +33,8 @@ LEARNING_RATES = {
     "lora": 1e-3,
     "decoder": 3e-4,
     "full": 1e-4,
+    "san": 2e-3,
+    "cris": 1e-4,
 }
 RECENT_STEPS = 20
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
@@ -158,11 +160,12 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         torch.manual_seed(plan.seed)
         network = base.load_network()
-        if device.type == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
+        if device.type == "cpu" and base.kind == "clipseg":  # the plain attention's backward pass is faster there
             network.set_attn_implementation("eager")
         model = build_model(plan.method, network, plan.placement, plan.hidden_size)
         self.model = model.to(self.accelerator.device)
-        self._parameters = dict(self.model.trained.named_parameters())
+        named = self.model.trained.named_parameters()
+        self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )

@@ -51,21 +51,24 @@ def test_the_loss_of_a_perfect_answer_is_almost_nothing_and_of_its_opposite_larg
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_is_trained_bundled_and_segments(train_command, pictures, tmp_path, tiny_base, method):
-    weights = (tiny_base / "model.safetensors").read_bytes()
+def test_an_adapter_is_trained_bundled_and_segments(
+    train_command, pictures, tmp_path, tiny_base, clip_bases, method
+):
+    base = clip_bases / "residual" if method == "cris" else tiny_base
+    weights = [path.read_bytes() for path in sorted(base.glob("*.safetensors"))]
     out = tmp_path / "disc"
-    options = ["--method", method, "--epochs", 2, "--samples-per-epoch", 2]
+    options = ["--base", base, "--method", method, "--epochs", 2, "--samples-per-epoch", 2]
     code, printed, errors = train_command("--data", pictures, "-o", out, *options, "--licence", "CC0")
     assert code == 0, errors
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 2
-    assert (tiny_base / "model.safetensors").read_bytes() == weights
+    assert [path.read_bytes() for path in sorted(base.glob("*.safetensors"))] == weights
     assert files(out) == {"adapter.safetensors", "card.json", "README.md"}
     card = read_card(out)
     assert (card.method, card.prompts, card.licence) == (method, ["disc"], "CC0")
-    assert card.base_sha256 == open_base(str(tiny_base)).sha256
+    assert card.base_sha256 == open_base(str(base)).sha256
     assert card.metrics["discs, test split, plain class prompt"]["disc"]["cases"] == 1
 
-    segmenter = Segmenter(str(out), base=str(tiny_base), device="cpu")
+    segmenter = Segmenter(str(out), base=str(base), device="cpu")
     segmenter.set_volume(read_volume(pictures / "images" / "0.png"))
     assert segmenter.segment("disc").probability.shape == (1, 40, 50)
 

@@ -5,11 +5,14 @@ fused map attend to the words, and the sentence becomes a 3 × 3 convolution tha
 What of the neck depends on the image alone is done when images are encoded.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import UserError
+from engine.model.prompted import PromptedNet
 from engine.model.towers import encode_text, resize_positions, towers_of
 
 DEPTH, HEADS = 3, 8
@@ -20,7 +23,7 @@ STRIDE = 32  # of the ResNet's last stage
 Condition = tuple[Tensor, Tensor, Tensor]
 
 
-class CRIS(nn.Module):
+class CRIS(PromptedNet):
     """CRIS over an open_clip CLIP with a ResNet, which it takes over; every weight is trained.
 
     Attributes:
@@ -29,6 +32,9 @@ class CRIS(nn.Module):
     Raises:
         UserError: a CLIPSeg, or a CLIP with a vision transformer.
     """
+
+    hidden_size: ClassVar[int] = 0
+    placements: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, clip: nn.Module):
         super().__init__()
@@ -51,14 +57,6 @@ class CRIS(nn.Module):
     @property
     def trained(self) -> nn.Module:
         return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.clip.text_projection.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.clip.text_projection.device
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode slices.
@@ -111,10 +109,8 @@ class CRIS(nn.Module):
         side = self.patch_size * maps.shape[3]
         return F.interpolate(logits[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """Return logits (prompts, side, side) for slices with one or more prompts each, slice by slice."""
-        maps = self.encode_images(pixel_values).repeat_interleave(len(input_ids) // len(pixel_values), dim=0)
-        return self.decode(maps, self.encode_prompts(input_ids))
+    def values_per_slice(self, side: int) -> int:
+        return 12 * (side // 4) ** 2 * self.clip.visual.layer1[-1].conv3.out_channels
 
     def _attention_pool(self, features: Tensor) -> Tensor:
         """Run CLIP's attention pool with every position as a query, and none for their mean."""

@@ -14,12 +14,14 @@ of the paper's map.
 """
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import UserError
+from engine.model.prompted import PromptedNet
 from engine.model.towers import encode_text, resize_positions, towers_of
 
 DEPTH, HEADS, WIDTH = 8, 6, 240
@@ -30,7 +32,7 @@ SIDE = 640  # of the paper's images; position embeddings are resized to others
 CLIP_SCALE = 2
 
 
-class SAN(nn.Module):
+class SAN(PromptedNet):
     """A frozen CLIP with a side adapter network.
 
     Args:
@@ -46,6 +48,9 @@ class SAN(nn.Module):
         UserError: a CLIP with a ResNet, or a width that does not fit.
     """
 
+    hidden_size: ClassVar[int] = WIDTH
+    placements: ClassVar[tuple[str, ...]] = ("",)
+
     def __init__(self, network: nn.Module, hidden_size: int = WIDTH):
         super().__init__()
         clip = towers_of(network)
@@ -56,14 +61,6 @@ class SAN(nn.Module):
         self.clip = clip.requires_grad_(False)
         self.trained = SideNetwork(clip.visual, hidden_size)
         self.patch_size = CLIP_SCALE * clip.visual.patch_size[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.clip.text_projection.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.clip.text_projection.device
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode slices.
@@ -100,10 +97,11 @@ class SAN(nn.Module):
         scale = self.patch_size // CLIP_SCALE
         return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)[:, 0]
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """Return logits (prompts, side, side) for slices with one or more prompts each, slice by slice."""
-        maps = self.encode_images(pixel_values).repeat_interleave(len(input_ids) // len(pixel_values), dim=0)
-        return self.decode(maps, self.encode_prompts(input_ids))
+    def values_per_slice(self, side: int) -> int:
+        visual = self.clip.visual
+        tokens = QUERIES + (CLIP_SCALE * side // self.patch_size) ** 2
+        of_clip = 12 * visual.conv1.out_channels + 2 * self.trained.heads * tokens
+        return tokens * (of_clip + 12 * WIDTH + PROPOSAL_SIZE * self.trained.heads)
 
     def _features(self, pixel_values: Tensor) -> list[Tensor]:
         """Return CLIP's tokens (slices, 1 + patches, width) at the layers that are fused, class token first."""

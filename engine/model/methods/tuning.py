@@ -28,3 +28,7 @@ class FullTuning(DecoderTuning):
 
     frozen_encoder = False
     parts = ("vision", "text", "text_projection", "decoder")
+
+    def attach(self, model: nn.Module) -> None:
+        super().attach(model)
+        model.vision.post_layernorm.requires_grad_(False)  # the logits do not depend on it

@@ -1,0 +1,137 @@
+"""Train every method on the same data with equal effort, and put them into one table.
+
+Each training is a command of its own, which is printed, so that any row can be had again alone. What is there is
+kept: a comparison that was stopped goes on. Options that are not known here go to `engine.train`, for example
+`--samples-per-epoch 160 --batch-size 8`."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.bases import is_base, open_base, save_clip
+from engine.bundle import CARD, AdapterCard, read_card
+from engine.cli import run
+from engine.errors import UserError
+from engine.files import write_text
+from engine.model.methods import METHODS
+from engine.model.towers import new_clip
+from engine.prompts import MAXIMUM_TOKENS
+from engine.runs import CHECKPOINT
+from engine.tables import markdown_table
+
+SYSTEMS = ("shallow", "dense", "telescopic", "lora", "decoder", "full", "san", "cris")
+COLUMNS = ("method", "base", "trained parameters", "Dice", "IoU", "HD95", "seconds an epoch")
+NOTE = """Test split, plain class prompt, means over all cases at the original resolution; HD95 over those in which
+both masks have a voxel, in mm (in pixels for pictures). Seconds an epoch are means, with validation."""
+SMALL = "small"
+SMALL_TEXT = {"width": 128, "heads": 4, "layers": 4, "context_length": MAXIMUM_TOKENS, "pool_type": "eos"}
+SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_size": None}
+
+
+def main() -> None:
+    options, flags = _parser().parse_known_args()
+    tables, figures = [], {}
+    for data in options.data:
+        rows = {method: _row(data, method, options, flags) for method in options.methods}
+        tables.append(f"## {data.name}\n\n{_table(rows)}")
+        figures[data.name] = rows
+        write_text(options.output / "comparison.md", "\n\n".join([*tables, NOTE]) + "\n")
+        write_text(options.output / "comparison.json", json.dumps(figures, indent=1) + "\n")
+    print("\n\n".join([*tables, NOTE]))
+
+
+def _row(data: Path, method: str, options: argparse.Namespace, flags: list[str]) -> dict:
+    """Return the figures of one method, training it where that was not done yet."""
+    folder = options.output / data.name / method
+    if not _is_done(folder, options.epochs):
+        base = _cris_base(options) if method == "cris" else options.base
+        _train(folder, ["--data", data, "--method", method, "--base", base, "--epochs", options.epochs, *flags])
+    return _figures(read_card(folder))
+
+
+def _cris_base(options: argparse.Namespace) -> str:
+    """Return the base of cris; a small one is made of random weights, with the tokenizer of the other base."""
+    if options.cris_base != SMALL:
+        return options.cris_base
+    folder = options.output / "bases" / "clip-small-resnet"
+    if not is_base(folder):
+        base = open_base(options.base)
+        tokenizer = base.load_tokenizer()
+        text = SMALL_TEXT | {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id}
+        vision = SMALL_VISION | {"image_size": base.side}
+        config = {"embed_dim": SMALL_TEXT["width"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+        torch.manual_seed(0)
+        save_clip(folder, new_clip(config), config, tokenizer)
+    return str(folder)
+
+
+def _is_done(folder: Path, epochs: int) -> bool:
+    card = read_card(folder) if (folder / CARD).is_file() else None
+    return card is not None and bool(card.metrics) and card.training["epochs"] == epochs
+
+
+def _train(folder: Path, options: list) -> None:
+    resume = ["--resume"] if (folder / "run" / CHECKPOINT).is_file() else []
+    words = ["-m", "engine.train", *options, "-o", folder, *resume]
+    print(shlex.join(["python", *map(str, words)]), flush=True)
+    code = subprocess.run([sys.executable, *map(str, words)]).returncode
+    if code:
+        raise UserError(f"the training in {folder} ended with code {code}; mend it, and start the comparison again")
+
+
+def _figures(card: AdapterCard) -> dict:
+    """Return means over all cases of the test split, whatever they show."""
+    (structures,) = card.metrics.values()
+    training = card.training
+    return {
+        "base": card.base,
+        "parameters": training["parameters"],
+        "dice": _mean(structures, "dice", "cases"),
+        "iou": _mean(structures, "iou", "cases"),
+        "hd95": _mean(structures, "hd95", "hd95_cases"),
+        "cases": sum(row["cases"] for row in structures.values()),
+        "seconds_per_epoch": round(training["seconds"] / training["epochs_run"], 1),
+        "structures": structures,
+        "training": training,
+    }
+
+
+def _mean(structures: dict[str, dict], figure: str, cases: str) -> float | None:
+    count = sum(row[cases] for row in structures.values())
+    return sum(row[figure] * row[cases] for row in structures.values() if row[cases]) / count if count else None
+
+
+def _table(rows: dict[str, dict]) -> str:
+    cells = []
+    for method, row in rows.items():
+        distance = "" if row["hd95"] is None else f"{row['hd95']:.1f}"
+        figures = f"{row['dice']:.3f}", f"{row['iou']:.3f}", distance, f"{row['seconds_per_epoch']:.0f}"
+        cells.append([f"`{method}`", f"`{Path(row['base']).name}`", f"{row['parameters']:,}", *figures])
+    return markdown_table(COLUMNS, cells)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.comparison",
+        description=__doc__,
+        allow_abbrev=False,  # flags of engine.train pass
+    )
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, help="folders of labelled images with a test split")
+    add("-o", "--output", type=Path, required=True, help="folder for the adapters and the table")
+    add("--methods", nargs="+", choices=METHODS, default=SYSTEMS, metavar="METHOD", help=", ".join(METHODS))
+    add("--epochs", type=int, default=6, help="of every method (default: 6)")
+    add("--base", default="mini", help="of all methods but cris (default: mini)")
+    add(
+        "--cris-base", default="clip-rn50", help="the CLIP with a ResNet that cris starts from (default: clip-rn50)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
