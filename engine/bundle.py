@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from engine.bases import Base, model_folders
 from engine.errors import UserError
 from engine.files import replacing, sha256_of, write_text
+from engine.imaging.planes import CHANNELS, SLICE
 from engine.model.adapter import Adapter, BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_adapter
@@ -27,6 +28,7 @@ class AdapterCard:
         method, placement, hidden_size: what `build_adapter` takes.
         base, base_sha256: the base that it fits, by name and by the hash of its weights.
         plane, window: how volumes are sliced and their intensities mapped when the user does not say.
+        channels: "slice": the three channels hold one slice, or its colours; "2.5d": a slice and its neighbours.
         prompts: what it was trained on.
         threshold: of the probability, from which a voxel belongs to the segment.
         presence_threshold: of the presence score, below which a prompt counts as not found.
@@ -43,7 +45,7 @@ class AdapterCard:
     prompts: list[str]
     plane: str = "auto"
     window: str = "auto"
-    channels: str = "grey or RGB"
+    channels: str = SLICE
     threshold: float = 0.5
     presence_threshold: float = 0.5
     data_set: str = ""
@@ -112,6 +114,8 @@ def read_card(folder: Path) -> AdapterCard:
         raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
     if not (0 < card.threshold < 1 and 0 <= card.presence_threshold <= 1):
         raise UserError(f"{path} has a threshold that is no probability; get the adapter again")
+    if card.channels not in CHANNELS:
+        raise UserError(f"{path} has channels '{card.channels}'; this engine knows {', '.join(CHANNELS)}")
     return card
 
 
@@ -192,7 +196,7 @@ def card_for_people(card: AdapterCard) -> str:
         f"- Prompts: {', '.join(card.prompts)}",
         f"- Trained on: {card.data_set}",
         f"- Licence of the weights: {card.licence}",
-        f"- Plane: {card.plane}; window: {card.window}; threshold: {card.threshold}",
+        f"- Plane: {card.plane}; window: {card.window}; channels: {card.channels}; threshold: {card.threshold}",
         f"- Created {card.created} by engine {card.engine_version}",
         "",
     ]

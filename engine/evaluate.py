@@ -143,7 +143,7 @@ def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Seq
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.evaluate", description=f"{__doc__} {RULE}")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with anns/ or dataset.json")
+    add("--data", type=Path, required=True, help="folder with anns/, dataset.json or .seg.nrrd files")
     add("--split", choices=SPLITS, default="test")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-a", "--adapter", help=f"name or folder; '{BASE_ALONE}' for the base alone")

@@ -131,7 +131,7 @@ def test_labels_on_another_grid_are_refused(volumes, change):
         labels.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
     sitk.WriteImage(labels if change == "flip" else labels[:, :, :5], path)
     with pytest.raises(UserError, match=r"0\.nii\.gz is not on the grid"):
-        open_data_set(volumes, "train")
+        _ = open_data_set(volumes, "train").annotations
 
 
 @pytest.mark.parametrize("prompts", [None, {}, {"p0": ""}, {"p1": []}])
