@@ -26,7 +26,7 @@ from engine.evaluation import (
     wrong,
 )
 from engine.files import write_csv, write_text
-from engine.gallery import Exhibit, write_gallery
+from engine.gallery import compared, write_gallery
 from engine.segmenter import Segmenter
 
 BASE_ALONE = "none"
@@ -136,8 +136,8 @@ def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Seq
                 segmenter.set_volume(case.volume)
                 result = segmenter.segment(score.prompt).mask()
                 title = f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}"
-                exhibits[label] = Exhibit(title, case.volume, truth, result)
-    write_gallery(path, [exhibits[label] for label in chosen])
+                exhibits[label] = compared(title, case.volume, truth, result)
+    write_gallery(path, [exhibits[label] for label in chosen], columns=len(chosen), legend=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,10 +12,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from engine import __version__
 from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
+from engine.check_report import MOST_PROBLEMS, markdown, write_report
+from engine.checking import check
 from engine.cli import interruptible, progress_bar, run
 from engine.data import DataSet, open_splits
 from engine.devices import PRECISIONS, choose_device
@@ -45,9 +48,14 @@ OTHER_STRUCTURES = (
 
 def main() -> None:
     options = _parser().parse_args()
+    planes = PLANES if options.planes == "all" else (options.planes,)
+    if options.check:
+        _check(options, planes)
+        return
+    if options.output is None:
+        raise UserError("say where the adapter goes: -o FOLDER")
     plan = _plan(options)
     base = open_base(options.base)
-    planes = PLANES if options.planes == "all" else (options.planes,)
     sets = open_splits(options.data, planes, options.channels, options.drop_overlap)
     if not sets["train"].annotations:
         raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
@@ -60,6 +68,24 @@ def main() -> None:
         folder = options.output / f"seed-{seed}"
         results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, options)
     _summarise_seeds(options.output, results)
+
+
+def _check(options: argparse.Namespace, planes: tuple[str, ...]) -> None:
+    """Report what is in the data set; problems end the command with its code for errors."""
+    output = options.output or Path("check")
+    with progress_bar("reading", 1) as update:
+        report = check(
+            options.data,
+            planes,
+            options.channels,
+            options.drop_overlap,
+            lambda done, total: update(done, total=total),
+        )
+    written = write_report(output, report, planes, options.channels)
+    Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
+    print(f"wrote {', '.join(map(str, written))}")
+    if report.problems:
+        raise UserError(f"training would stop at {len(report.problems)} problem(s); see {output / 'report.md'}")
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -199,7 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.train", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with anns/train.json, dataset.json or .seg.nrrd files")
-    add("-o", "--output", type=Path, required=True, help="folder of the new adapter; its name is the adapter's")
+    add("-o", "--output", type=Path, help="folder of the new adapter; its name is the adapter's")
+    add("--check", action="store_true", help="read the whole data set and report on it, without training")
     add("--base", default="mini", help="name or folder of the base (default: mini)")
     add("--planes", choices=(*PLANES, "all"), default="axial", help="how volumes are sliced (default: axial)")
     add(

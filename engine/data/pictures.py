@@ -96,6 +96,12 @@ def binary(grey: np.ndarray, path: Path) -> np.ndarray:
     return grey > (HALF if highest > 1 else 0)
 
 
+def odd_share(path: Path) -> float:
+    """Return the share of a mask's pixels that are neither 0 nor its highest value, such as 255 (0..1)."""
+    grey = read_grey(path)
+    return float(((grey != 0) & (grey != max(1, 255 if grey.max() > HALF else grey.max()))).mean())
+
+
 def _read_single(path: Path) -> Volume:
     volume = read_volume(path)
     if volume.shape[0] != 1:
