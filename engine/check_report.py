@@ -81,7 +81,7 @@ def _spacings(images: Sequence[Image]) -> str:
         return ""
     spacings = np.array([image.spacing_mm for image in images])
     ranges = zip(spacings.min(axis=0), spacings.max(axis=0), strict=True)
-    return " × ".join(
+    return "×".join(
         f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g}–{high:.3g}" for low, high in ranges
     )
 
@@ -107,15 +107,7 @@ def _prompts(report: Report) -> list[str]:
 
 
 def _remarks(report: Report) -> list[str]:
-    odd = [mask for mask in report.masks if mask.odd_share]
-    lines = list(report.remarks)
-    if odd:
-        worst = max(odd, key=lambda mask: mask.odd_share)
-        lines.append(
-            f"{len(odd)} masks hold values between 0 and 255, as JPEG leaves at edges; above 127 counts as the "
-            f"structure (most in {worst.case}: {_percent(worst.odd_share)} of its pixels)"
-        )
-    return ["## Remarks", "", *(f"- {line}" for line in lines), ""] if lines else []
+    return ["## Remarks", "", *(f"- {line}" for line in report.remarks), ""] if report.remarks else []
 
 
 def _percent(share: float) -> str:
@@ -135,7 +127,7 @@ def _write_contact_sheet(path: Path, report: Report, planes: tuple[str, ...], ch
 
 def _caption(mask: Mask) -> str:
     size = _percent(mask.share) if mask.share else "empty"
-    return f"{_short(mask.structure, 36)}\n{mask.split} · {_short(mask.case, 22)} · {size}"
+    return f"{_short(mask.structure, 42)}\n{mask.split} · {_short(mask.case, 26)} · {size}"
 
 
 def _short(text: str, length: int) -> str:

@@ -16,6 +16,7 @@ from engine.imaging.intensity import intensity_range
 from engine.imaging.planes import check_channels, orient
 from engine.imaging.volume import Volume
 
+TINY_VOXELS = 10
 Progress = Callable[[int, int], None]
 
 
@@ -36,7 +37,8 @@ class Mask:
     """A mask that was read.
 
     Attributes:
-        share: of the image's pixels or voxels, 0..1; 0 for an empty one.
+        voxels: of the structure, or pixels; 0 for an empty mask.
+        share: of the image's pixels or voxels, 0..1.
         slices: that show it, in the planes of the training.
         odd_share: of its pixels that are neither the lowest nor the highest value, as at the edges of JPEG masks.
     """
@@ -45,6 +47,7 @@ class Mask:
     case: str
     structure: str
     wordings: tuple[str, ...]
+    voxels: int
     share: float
     slices: int
     odd_share: float = 0.0
@@ -114,8 +117,29 @@ def check(
     _compare_splits(report, folder, sets, drop_overlap)
     if "train" in sets and not report.structures("train"):
         report.problems.append(Problem("train", "nothing is labelled; nothing can be trained"))
-    report.remarks += [f"the split '{split}' has no images" for split, s in sets.items() if not s.case_count]
+    report.remarks += _remarks(report, sets)
     return report
+
+
+def _remarks(report: Report, sets: dict[str, DataSet]) -> Iterator[str]:
+    """Say what training would take, and a person might not have meant."""
+    trained = report.structures("train").keys()
+    for split, data_set in sets.items():
+        if not data_set.case_count:
+            yield f"the split '{split}' has no images"
+        if untrained := report.structures(split).keys() - trained:
+            yield f"the split '{split}' has structures that are not in 'train': {', '.join(sorted(untrained))}"
+    tiny = [mask for mask in report.masks if 0 < mask.voxels < TINY_VOXELS]
+    if tiny:
+        names = ", ".join(f"{mask.structure} in {mask.case}" for mask in tiny[:3])
+        yield f"{len(tiny)} mask(s) show fewer than {TINY_VOXELS} pixels or voxels, such as {names}"
+    odd = [mask for mask in report.masks if mask.odd_share]
+    if odd:
+        worst = max(odd, key=lambda mask: mask.odd_share)
+        yield (
+            f"{len(odd)} mask(s) hold values between 0 and 255, as JPEG leaves at edges; above 127 counts as the "
+            f"structure (most in {worst.case}: {worst.odd_share:.1%} of its pixels)"
+        )
 
 
 def _open(folder: Path, planes: tuple[str, ...], channels: str, report: Report) -> dict[str, DataSet]:
@@ -164,7 +188,8 @@ def _mask(split: str, case: Case, truth: Truth, planes: Sequence[str], odd: floa
     mask = truth.mask
     wordings = tuple(dict.fromkeys(chain(*truth.prompts)))
     slices = _slices(mask, case.volume, planes) if mask.any() else 0
-    return Mask(split, case.name, truth.plain_prompt, wordings, float(mask.mean()), slices, odd)
+    voxels = int(mask.sum())
+    return Mask(split, case.name, truth.plain_prompt, wordings, voxels, voxels / mask.size, slices, odd)
 
 
 def _slices(mask: np.ndarray, volume: Volume, planes: Sequence[str]) -> int:

@@ -75,4 +75,5 @@ def _draw(axes, exhibit: Exhibit, title_size: int) -> None:
     areas = orient(union, exhibit.volume, plane).sum(axis=(1, 2))
     position = int(areas.argmax()) if areas.any() else len(areas) // 2
     draw_slice(axes, exhibit.volume, exhibit.segments, intensity_range(exhibit.volume), plane, position)
+    axes.set_anchor("N")
     axes.set_title(exhibit.title, color=TEXT, fontsize=title_size, parse_math=False)

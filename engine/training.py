@@ -251,7 +251,7 @@ class Trainer:
     def _step_through(self, on_step: Callable[[int, int], None]) -> None:
         self.model.train()
         plan, standing = self.plan, self._standing
-        positions = _positions(self._samples, plan, standing.epoch)
+        positions = epoch_positions(self._samples, plan, standing.epoch)
         for start in range(standing.step * plan.batch_size, len(positions), plan.batch_size):
             chosen = positions[start : start + plan.batch_size]
             if len(chosen) < self.accelerator.num_processes:
@@ -306,7 +306,7 @@ class Trainer:
             save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, self._best_weights)
 
 
-def _positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:
+def epoch_positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:
     """Return an epoch's annotations in random order: present ones, and absent structures at the plan's rate."""
     random = np.random.default_rng([plan.seed, epoch])
     present = random.permutation(_present(samples))
