@@ -14,7 +14,7 @@ from engine.imaging.segments import Segment, segment_colors
 
 TILES, COLUMNS, TILE_INCHES = 24, 6, 2.7
 MOST_PROMPTS, MOST_PROBLEMS = 12, 30  # in the tables; the JSON has all
-IMAGES = ("split", "images", "grey / colour", "smallest", "median", "largest", "spacing in mm", "masks", "empty")
+IMAGES = ("split", "images", "colours", "smallest", "median", "largest", "spacing in mm", "masks")
 STRUCTURES = ("split", "structure", "masks", "empty", "slices", "smallest", "median", "largest", "wordings")
 
 
@@ -36,9 +36,12 @@ def write_report(output: Path, report: Report, planes: tuple[str, ...], channels
 
 def markdown(report: Report, most_problems: int | None = None) -> str:
     """Return the findings as Markdown; the problems come last, `most_problems` of them."""
-    lines = [f"# {Path(report.folder).name}", "", *_table(IMAGES, _image_rows(report))]
-    lines += ["## Structures", "", *_table(STRUCTURES, _structure_rows(report))]
-    lines += ["The sizes are shares of the image.", "", *_prompts(report), *_remarks(report)]
+    lines = [f"# {Path(report.folder).name}", ""]
+    if report.images:
+        lines += _table(IMAGES, _image_rows(report))
+    if report.masks:
+        lines += ["## Structures, with their shares of the image", "", *_table(STRUCTURES, _structure_rows(report))]
+    lines += [*_prompts(report), *_remarks(report)]
     if not report.problems:
         return "\n".join([*lines, "No problems."])
     shown = report.problems[:most_problems]
@@ -63,11 +66,15 @@ def _image_rows(report: Report) -> list[list[object]]:
         images = [image for image in report.images if image.split == split]
         masks = [mask for mask in report.masks if mask.split == split]
         if images:
-            colour = sum(image.colour for image in images)
-            empty = sum(not mask.share for mask in masks)
-            cells = [*_sizes(images), _spacings(images), len(masks), empty]
-            rows.append([split, len(images), f"{len(images) - colour} / {colour}", *cells])
+            rows.append([split, len(images), _colours(images), *_sizes(images), _spacings(images), len(masks)])
     return rows
+
+
+def _colours(images: Sequence[Image]) -> str:
+    colour = sum(image.colour for image in images)
+    if colour in (0, len(images)):
+        return "colour" if colour else "grey"
+    return f"{len(images) - colour} grey, {colour} colour"
 
 
 def _sizes(images: Sequence[Image]) -> list[str]:

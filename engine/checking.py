@@ -226,7 +226,7 @@ def choose_masks(masks: Sequence[Mask], count: int) -> list[Mask]:
         split, structure = SPLITS.index(group[0]), structures.index(group[1])
         return (split + structure) % len(SPLITS), structure
 
-    queues = [_shuffled(groups[group]) for group in sorted(groups, key=turn)]
+    queues = [_shuffled(groups[group], seed) for seed, group in enumerate(sorted(groups, key=turn))]
     chosen: list[Mask] = []
     while len(chosen) < count and any(queues):
         taken = [queue.pop() for queue in queues if queue]
@@ -234,9 +234,9 @@ def choose_masks(masks: Sequence[Mask], count: int) -> list[Mask]:
     return sorted(chosen, key=lambda mask: (SPLITS.index(mask.split), mask.structure, mask.case))
 
 
-def _shuffled(masks: Sequence[Mask]) -> list[Mask]:
+def _shuffled(masks: Sequence[Mask], seed: int) -> list[Mask]:
     shown = [mask for mask in masks if mask.share] or masks
-    return [shown[index] for index in np.random.default_rng(0).permutation(len(shown))]
+    return [shown[index] for index in np.random.default_rng(seed).permutation(len(shown))]
 
 
 def read_masks(

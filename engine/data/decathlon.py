@@ -53,7 +53,12 @@ def _rows_of_split(description: dict, split: str) -> list[dict]:
 
 def _rows_of_folders(folder: Path, description: dict) -> dict[str, list[dict]]:
     """nnU-Net's volumes: `imagesTr/NAME_0000.nii.gz` with `labelsTr/NAME.nii.gz`."""
-    ending = description["file_ending"]
+    ending = description.get("file_ending")
+    if not ending:
+        raise UserError(
+            f"{folder / DESCRIPTION} names no volumes: it has neither 'training' (Decathlon) nor 'file_ending' "
+            "(nnU-Net)"
+        )
     channels = description.get("channel_names", {})
     if len(channels) > 1:
         names = ", ".join(map(str, channels.values()))
