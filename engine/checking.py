@@ -115,7 +115,7 @@ def check(
             done += 1
             on_case(done, total)
     _compare_splits(report, folder, sets, drop_overlap)
-    if "train" in sets and not report.structures("train"):
+    if "train" in sets and not sets["train"].case_count:
         report.problems.append(Problem("train", "nothing is labelled; nothing can be trained"))
     report.remarks += _remarks(report, sets)
     return report
