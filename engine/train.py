@@ -73,14 +73,14 @@ def main() -> None:
 def _check(options: argparse.Namespace, planes: tuple[str, ...]) -> None:
     """Report what is in the data set; problems end the command with its code for errors."""
     output = options.output or Path("check")
-    with progress_bar("reading", 1) as update:
-        report = check(
-            options.data,
-            planes,
-            options.channels,
-            options.drop_overlap,
-            lambda done, total: update(done, total=total),
-        )
+    with progress_bar("reading", 1) as update, interruptible() as interrupted:
+
+        def on_case(done: int, total: int) -> None:
+            update(done, total=total)
+            if interrupted():
+                raise Cancelled
+
+        report = check(options.data, planes, options.channels, options.drop_overlap, on_case)
     written = write_report(output, report, planes, options.channels)
     Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
     print(f"wrote {', '.join(map(str, written))}")
