@@ -134,8 +134,10 @@ def _write_contact_sheet(path: Path, report: Report, planes: tuple[str, ...], ch
 
 def _caption(mask: Mask) -> str:
     size = _percent(mask.share) if mask.share else "empty"
-    return f"{_short(mask.structure, 42)}\n{mask.split} · {_short(mask.case, 26)} · {size}"
+    return f"{_short(mask.structure, 42)}\n{mask.split} · {_short(mask.case, 26, tail=True)} · {size}"
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def _short(text: str, length: int, tail: bool = False) -> str:
+    if len(text) <= length:
+        return text
+    return f"…{text[1 - length :]}" if tail else f"{text[: length - 1]}…"

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from os import R_OK, access
@@ -150,21 +151,15 @@ def _open(folder: Path, planes: tuple[str, ...], channels: str, report: Report) 
     return sets
 
 
-class _noting:
+@contextmanager
+def _noting(report: Report, split: str, case: str = "") -> Iterator[None]:
     """Turn a `UserError` into a problem of a report, unless it is known."""
-
-    def __init__(self, report: Report, split: str, case: str = ""):
-        self._report, self._split, self._case = report, split, case
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, UserError):
-            return False
-        message = str(error) if self._case in str(error) else f"{self._case}: {error}"
-        if message not in [problem.message for problem in self._report.problems]:
-            self._report.problems.append(Problem(self._split, message))
-        return True
+    try:
+        yield
+    except UserError as error:
+        message = str(error) if case in str(error) else f"{case}: {error}"
+        if message not in [problem.message for problem in report.problems]:
+            report.problems.append(Problem(split, message))
 
 
 def _read(report: Report, split: str, data_set: DataSet, name: str, planes: Sequence[str], channels: str) -> None:

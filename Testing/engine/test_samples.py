@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.data import open_data_set
+from engine.errors import UserError
 from engine.samples import Sampler, absent_from, collate
 from engine.training import Plan, epoch_positions
 
@@ -108,3 +109,8 @@ def test_what_a_data_set_may_show_is_no_absent_prompt(pictures):
     (pictures / "anns" / "train.json").write_text(json.dumps(rows))
     data_set = open_data_set(pictures, "train")
     assert absent_from(data_set, ["liver", "optic disc", "tumor", "polyp"]) == ["liver", "polyp"]
+
+
+def test_a_training_on_absent_prompts_alone_is_refused():
+    with pytest.raises(UserError, match=r"absent_rate is 1\.0; give a share below 1"):
+        Plan(absent_rate=1.0).resolved()
