@@ -12,6 +12,7 @@ from torch import nn
 from engine.bases import Base, is_base, model_folders
 from engine.errors import UserError
 from engine.files import sha256_of, write_text
+from engine.imaging.planes import CHANNELS, SLICE
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
 from engine.model.prompted import PromptedNet
@@ -30,6 +31,7 @@ class AdapterCard:
         method, placement, hidden_size: what `build_model` takes.
         base, base_sha256: the base that it fits, by name and by the hash of its weights.
         plane, window: how volumes are sliced and their intensities mapped when the user does not say.
+        channels: "slice": the three channels hold one slice, or its colours; "2.5d": a slice and its neighbours.
         prompts: what it was trained on.
         threshold: of the probability, from which a voxel belongs to the segment.
         presence_threshold: of the presence score, below which a prompt counts as not found.
@@ -46,7 +48,7 @@ class AdapterCard:
     prompts: list[str]
     plane: str = "auto"
     window: str = "auto"
-    channels: str = "grey or RGB"
+    channels: str = SLICE
     threshold: float = 0.5
     presence_threshold: float = 0.5
     data_set: str = ""
@@ -119,6 +121,8 @@ def read_card(folder: Path) -> AdapterCard:
         raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
     if not (0 < card.threshold < 1 and 0 <= card.presence_threshold <= 1):
         raise UserError(f"{path} has a threshold that is no probability; get the adapter again")
+    if card.channels not in CHANNELS:
+        raise UserError(f"{path} has channels '{card.channels}'; this engine knows {', '.join(CHANNELS)}")
     return card
 
 
@@ -200,7 +204,7 @@ def card_for_people(card: AdapterCard) -> str:
         f"- Prompts: {', '.join(card.prompts) or UNKNOWN}",
         f"- Trained on: {card.data_set or UNKNOWN}",
         f"- Licence of the weights: {card.licence or UNKNOWN}",
-        f"- Plane: {card.plane}; window: {card.window}; threshold: {card.threshold}",
+        f"- Plane: {card.plane}; window: {card.window}; channels: {card.channels}; threshold: {card.threshold}",
         f"- Created {card.created} by engine {card.engine_version}",
         *_origin_for_people(card),
         "",

@@ -26,7 +26,7 @@ from engine.evaluation import (
     wrong,
 )
 from engine.files import write_csv, write_text
-from engine.gallery import Exhibit, write_gallery
+from engine.gallery import compared, write_gallery
 from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 
@@ -144,14 +144,14 @@ def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Seq
                 segmenter.set_volume(case.volume)
                 result = segmenter.segment(score.prompt).mask()
                 title = f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}"
-                exhibits[label] = Exhibit(title, case.volume, truth, result)
-    write_gallery(path, [exhibits[label] for label in chosen])
+                exhibits[label] = compared(title, case.volume, truth, result)
+    write_gallery(path, [exhibits[label] for label in chosen], columns=len(chosen), legend=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.evaluate", description=f"{__doc__} {RULE}")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with anns/ or dataset.json")
+    add("--data", type=Path, required=True, help="folder with anns/, dataset.json or .seg.nrrd files")
     add("--split", choices=SPLITS, default="test")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-a", "--adapter", help=f"name or folder; '{BASE_ALONE}' for the base alone")

@@ -1,4 +1,4 @@
-"""A picture of several cases side by side, with outlines of the reference and of the result."""
+"""A picture of several cases side by side, with outlines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,40 +16,64 @@ from engine.imaging.volume import Volume
 from engine.preview import BACKGROUND, TEXT, draw_legend, draw_slice
 
 TRUTH_COLOR, RESULT_COLOR = (0.2, 0.85, 0.4), (0.95, 0.3, 0.25)
-INCHES = 4.0
+INCHES, MARGIN_INCHES, LINE_INCHES, LEGEND_INCHES = 4.0, 0.12, 0.2, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """A case with its masks, each (z, y, x) bool, and what is written above it."""
+    """A case with its segments, and what is written above it."""
 
     title: str
     volume: Volume
-    truth: np.ndarray
-    result: np.ndarray
+    segments: list[Segment]
 
 
-def write_gallery(path: Path, exhibits: Sequence[Exhibit]) -> None:
-    """Write a PNG; of a volume, the axial (or finest) slice that shows most of the reference.
+def compared(title: str, volume: Volume, truth: np.ndarray, result: np.ndarray) -> Exhibit:
+    """Return a case with a reference and a result, each (z, y, x) bool."""
+    return Exhibit(
+        title, volume, [Segment("reference", truth, TRUTH_COLOR), Segment("result", result, RESULT_COLOR)]
+    )
+
+
+def write_gallery(
+    path: Path, exhibits: Sequence[Exhibit], columns: int, inches: float = INCHES, legend: bool = False
+) -> None:
+    """Write a PNG; of a volume, the axial (or finest) slice that shows most of the segments.
+
+    Args:
+        columns: exhibits in a row.
+        inches: width and height of each.
+        legend: name the segments of the first exhibit below.
 
     Raises:
         UserError: the disk is full.
     """
-    figure = Figure(facecolor=BACKGROUND, figsize=(INCHES * len(exhibits), INCHES + 0.8))
+    columns = min(columns, len(exhibits))
+    rows = -(-len(exhibits) // columns)
+    title_inches = MARGIN_INCHES + LINE_INCHES * max(exhibit.title.count("\n") + 1 for exhibit in exhibits)
+    below = LEGEND_INCHES if legend else MARGIN_INCHES
+    width = columns * (inches + MARGIN_INCHES) + MARGIN_INCHES
+    height = rows * (inches + title_inches) + below
+    figure = Figure(facecolor=BACKGROUND, figsize=(width, height))
     canvas = FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(1, len(exhibits), left=0.02, right=0.98, top=0.9, bottom=0.1, wspace=0.04)
     for index, exhibit in enumerate(exhibits):
-        axes = figure.add_subplot(grid[0, index])
-        segments = _segments(exhibit)
-        plane = resolve_planes(exhibit.volume, "auto")[0]
-        areas = orient(exhibit.truth | exhibit.result, exhibit.volume, plane).sum(axis=(1, 2))
-        position = int(areas.argmax()) if areas.any() else len(areas) // 2
-        draw_slice(axes, exhibit.volume, segments, intensity_range(exhibit.volume), plane, position)
-        axes.set_title(exhibit.title, color=TEXT, fontsize=10, parse_math=False)
-    draw_legend(figure, segments, [segment.name for segment in segments])
+        row, column = divmod(index, columns)
+        left = MARGIN_INCHES + column * (inches + MARGIN_INCHES)
+        bottom = height - (row + 1) * (inches + title_inches)
+        axes = figure.add_axes((left / width, bottom / height, inches / width, inches / height))
+        _draw(axes, exhibit, title_size=10 if inches >= INCHES else 8)
+    if legend:
+        segments = exhibits[0].segments
+        draw_legend(figure, segments, [segment.name for segment in segments])
     with replacing(path) as temporary:
         canvas.print_png(str(temporary), metadata={"Software": "VLSMSegmenter"})
 
 
-def _segments(exhibit: Exhibit) -> list[Segment]:
-    return [Segment("reference", exhibit.truth, TRUTH_COLOR), Segment("result", exhibit.result, RESULT_COLOR)]
+def _draw(axes, exhibit: Exhibit, title_size: int) -> None:
+    plane = resolve_planes(exhibit.volume, "auto")[0]
+    union = np.any([segment.mask for segment in exhibit.segments], axis=0)
+    areas = orient(union, exhibit.volume, plane).sum(axis=(1, 2))
+    position = int(areas.argmax()) if areas.any() else len(areas) // 2
+    draw_slice(axes, exhibit.volume, exhibit.segments, intensity_range(exhibit.volume), plane, position)
+    axes.set_anchor("N")
+    axes.set_title(exhibit.title, color=TEXT, fontsize=title_size, parse_math=False)

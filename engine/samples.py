@@ -1,6 +1,7 @@
 """Training samples: annotated images made ready for a base, with prompts drawn at random and absent ones among
 them. Every draw depends on the seed, the epoch and the position alone, so a run can be repeated."""
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,17 @@ def augmentation() -> Compose:
     )
 
 
+def absent_from(data_set: DataSet, structures: Sequence[str]) -> list[str]:
+    """Return the structures that no prompt of a data set can mean: none has their last word."""
+    wordings = {wording for a in data_set.annotations for words in a.prompts for wording in words}
+    words = {_stem(word) for wording in wordings for word in re.findall(r"\w+", wording.lower())}
+    return [structure for structure in structures if _stem(structure.split()[-1]) not in words]
+
+
+def _stem(word: str) -> str:
+    return word.replace("tumour", "tumor").removesuffix("s")
+
+
 class Sampler:
     """Draws samples from one data set.
 
@@ -77,7 +89,7 @@ class Sampler:
         absent_prompts: wordings that fit no image of this data set.
         absent_rate: how often a prompt is replaced by an absent one, with an empty mask.
         prompts_per_image: how many prompts each image is asked for; the further ones name other structures
-            of the image, or absent ones.
+            that are in the image, or absent ones where there are none.
         plain_rate: how often the plain class prompt is used rather than any wording; always for validation.
     """
 
@@ -128,14 +140,22 @@ class Sampler:
 
     def _prompted_masks(self, annotation: Annotation, random: np.random.Generator) -> list[tuple[str, Tensor]]:
         chosen: list[tuple[str, Tensor]] = []
-        others = [a for a in self._by_image[annotation.image] if a is not annotation]
+        here = self._by_image[annotation.image]
+        others = [a for a in here if a is not annotation and a.present is not False]
+        absent = [a for a in here if a.present is False]
         for _ in range(self._prompts_per_image):
             if random.random() < self._absent_rate or (chosen and not others):
-                chosen.append((str(random.choice(self._absent_prompts)), torch.zeros(self.side, self.side)))
+                chosen.append((self._absent_wording(absent, random), torch.zeros(self.side, self.side)))
             else:
                 wanted = annotation if not chosen else others[random.integers(len(others))]
                 chosen.append((self._wording(wanted, random), self._mask(wanted)))
         return chosen
+
+    def _absent_wording(self, absent: Sequence[Annotation], random: np.random.Generator) -> str:
+        number = random.integers(len(absent) + len(self._absent_prompts))
+        if number < len(absent):
+            return self._wording(absent[number], random)
+        return self._absent_prompts[number - len(absent)]
 
     def _wording(self, annotation: Annotation, random: np.random.Generator) -> str:
         if random.random() < self._plain_rate:

@@ -21,7 +21,7 @@ from engine.cache import EncodingCache, volume_key
 from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches, is_out_of_memory
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, is_empty_air
-from engine.imaging.planes import orient, resolve_planes, restore
+from engine.imaging.planes import SLICE, check_channels, orient, resolve_planes, restore, take_slices
 from engine.imaging.volume import Volume
 from engine.pixels import to_pixel_values, to_slice_size
 from engine.prompts import check_lengths, check_prompts, encode_prompts
@@ -119,6 +119,11 @@ class Segmenter:
         self._cache = EncodingCache()
         self._planes: list[_EncodedPlane] = []
 
+    @property
+    def channels(self) -> str:
+        """What the three channels of a grey volume hold: "slice", or "2.5d" (see `planes.with_neighbours`)."""
+        return self.card.channels if self.card else SLICE
+
     def set_volume(
         self,
         volume: Volume,
@@ -146,15 +151,15 @@ class Segmenter:
             plane = "auto" if min(volume.shape) == 1 else defaults[0]
         window = defaults[1] if window is None else window
         planes = resolve_planes(volume, plane)
+        check_channels(volume, self.channels)
         low, high = intensity_range(volume, window)
         stacks = {name: orient(volume.voxels, volume, name) for name in planes}
         kept = {name: np.flatnonzero(~is_empty_air(stack, low, high)) for name, stack in stacks.items()}
         total, done = sum(len(positions) for positions in kept.values()), 0
         encoded = []
         for name, stack in stacks.items():
-            key = volume_key(
-                volume, name, low, high, self.base.sha256, self.card and self.card.sha256, self.model.dtype
-            )
+            weights = self.base.sha256, self.card and self.card.sha256, self.model.dtype
+            key = volume_key(volume, name, low, high, self.channels, *weights)
             maps = self._cache.get(key)
             if maps is None:
                 maps = self._encode(stack, kept[name], low, high, lambda n, done=done: on_progress(done + n, total))
@@ -221,7 +226,8 @@ class Segmenter:
         maps: list[Tensor] = []
 
         def run(part: slice) -> None:
-            slices = torch.from_numpy(stack[kept[part]].astype(np.float32)).to(self.device)
+            taken = take_slices(stack, kept[part], self.channels)
+            slices = torch.from_numpy(taken.astype(np.float32)).to(self.device)
             unit = ((slices - low) / (high - low)).clamp(0, 1)
             pixel_values = to_pixel_values(unit, self.base.side, self.base.mean, self.base.std)
             maps.append(self.model.encode_images(pixel_values.to(self.model.dtype)).to(torch.float16))

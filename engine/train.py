@@ -12,33 +12,44 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from engine import __version__
 from engine.activations import PLACES
 from engine.bases import Base, open_base
 from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
+from engine.check_report import MOST_PROBLEMS, markdown, write_report
+from engine.checking import check
 from engine.cli import interruptible, progress_bar, run
-from engine.data import DataSet, open_splits, wordings
+from engine.data import DataSet, open_splits
 from engine.devices import PRECISIONS, choose_device
-from engine.errors import Cancelled
+from engine.errors import Cancelled, UserError
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
-from engine.imaging.planes import PLANES
+from engine.imaging.planes import CHANNELS, PLANES, SLICE
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
 from engine.prompts import OTHER_STRUCTURES
 from engine.runs import CHECKPOINT, read_plan, tensorboard, write_log, write_start
+from engine.samples import absent_from
 from engine.segmenter import Segmenter
 from engine.training import Epoch, Plan, Trainer
 
 
 def main() -> None:
     options = _parser().parse_args()
+    planes = PLANES if options.planes == "all" else (options.planes,)
+    if options.check:
+        _check(options, planes)
+        return
+    if options.output is None:
+        raise UserError("say where the adapter goes: -o FOLDER")
     plan = _plan(options)
     base = open_base(options.base)
-    planes = PLANES if options.planes == "all" else (options.planes,)
-    sets = open_splits(options.data, planes, options.drop_overlap)
+    sets = open_splits(options.data, planes, options.channels, options.drop_overlap)
+    if not sets["train"].annotations:
+        raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
     if options.seeds is None:
         _train_one(plan, base, sets, options.output, options)
         return
@@ -48,6 +59,24 @@ def main() -> None:
         folder = options.output / f"seed-{seed}"
         results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, options)
     _summarise_seeds(options.output, results)
+
+
+def _check(options: argparse.Namespace, planes: tuple[str, ...]) -> None:
+    """Report what is in the data set; problems end the command with its code for errors."""
+    output = options.output or Path("check")
+    with progress_bar("reading", 1) as update, interruptible() as interrupted:
+
+        def on_case(done: int, total: int) -> None:
+            update(done, total=total)
+            if interrupted():
+                raise Cancelled
+
+        report = check(options.data, planes, options.channels, options.drop_overlap, on_case)
+    written = write_report(output, report, planes, options.channels)
+    Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
+    print(f"wrote {', '.join(map(str, written))}")
+    if report.problems:
+        raise UserError(f"training would stop at {len(report.problems)} problem(s); see {output / 'report.md'}")
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -66,8 +95,7 @@ def _train_one(
     folder = output / "run"
     folder.mkdir(parents=True, exist_ok=True)
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
-    known = {word for wording in wordings(sets["train"]) for word in wording.lower().split()}
-    others = [name for name in OTHER_STRUCTURES if known.isdisjoint(name.split())]
+    others = absent_from(sets["train"], OTHER_STRUCTURES)
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
@@ -164,6 +192,7 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
         base_sha256=base.sha256,
         prompts=prompts,
         plane=options.planes,
+        channels=options.channels,
         data_set=options.data_set or options.data.resolve().name,
         licence=options.licence,
         created=date.today().isoformat(),
@@ -207,11 +236,18 @@ def _line(epoch: Epoch) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.train", description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with anns/train.json or dataset.json")
-    add("-o", "--output", type=Path, required=True, help="folder of the new adapter; its name is the adapter's")
+    add("--data", type=Path, required=True, help="folder with anns/train.json, dataset.json or .seg.nrrd files")
+    add("-o", "--output", type=Path, help="folder of the new adapter; its name is the adapter's")
+    add("--check", action="store_true", help="read the whole data set and report on it, without training")
     add("--base", default="mini", help="name or folder of the base (default: mini)")
     add("--planes", choices=(*PLANES, "all"), default="axial", help="how volumes are sliced (default: axial)")
-    add("--drop-overlap", action="store_true", help="leave images that two splits share out of the later one")
+    add(
+        "--channels",
+        choices=CHANNELS,
+        default=SLICE,
+        help="of grey volumes: a slice thrice, or a slice with its neighbours (default: slice)",
+    )
+    add("--drop-overlap", action="store_true", help="leave what two splits share out of the later one")
     add("--config", type=Path, help="YAML file with hyper-parameters; flags go before it")
     add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")
     add("--device", default="auto", help="auto, cuda, mps or cpu")

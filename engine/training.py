@@ -48,7 +48,8 @@ class Plan:
     Attributes:
         placement, hidden_size, learning_rate: the method's own when None.
         samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
-        absent_rate: the share of prompts that name something absent, with an empty mask.
+        absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
+            share of prompts that are replaced by that of something absent; both have empty masks.
         loss: a key of `LOSSES`.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by 0.3.
         patience_epochs: without a better validation Dice, before training stops.
@@ -90,6 +91,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
                 raise UserError(f"{name} is {value}; give a number from 0 on")
+        if self.absent_rate >= 1:
+            raise UserError(f"absent_rate is {self.absent_rate}; give a share below 1")
         method = METHODS[self.method]
         return replace(
             self,
@@ -270,7 +273,7 @@ class Trainer:
     def _step_through(self, on_step: Callable[[int, int], None]) -> None:
         self.model.train()
         plan, standing = self.plan, self._standing
-        positions = _positions(self._samples, plan, standing.epoch)
+        positions = epoch_positions(self._samples, plan, standing.epoch)
         for start in range(standing.step * plan.batch_size, len(positions), plan.batch_size):
             chosen = positions[start : start + plan.batch_size]
             if len(chosen) < self.accelerator.num_processes:
@@ -358,12 +361,12 @@ class Trainer:
             save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, further)
 
 
-def _positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:
+def epoch_positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:
     """Return an epoch's annotations in random order: present ones, and absent structures at the plan's rate."""
     random = np.random.default_rng([plan.seed, epoch])
     present = random.permutation(_present(samples))
     absent = random.permutation([i for i, a in enumerate(samples.annotations) if a.present is False])
-    absent = absent[: round(len(present) * plan.absent_rate)]
+    absent = absent[: round(len(present) * plan.absent_rate / (1 - plan.absent_rate))]
     return random.permutation(np.concatenate([present, absent]).astype(int))[: plan.samples_per_epoch]
 
 

@@ -1,5 +1,6 @@
 """Slices of a volume in a plane of the patient, shown the usual way whatever the order of the stored axes."""
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -9,6 +10,8 @@ from engine.imaging.volume import Volume
 
 PLANES = ("axial", "coronal", "sagittal")
 CHOICES = ("auto", "all", *PLANES)
+SLICE, NEIGHBOURS = "slice", "2.5d"
+CHANNELS = (SLICE, NEIGHBOURS)
 LEFT, POSTERIOR, SUPERIOR = 0, 1, 2  # the axes of LPS
 EQUAL_AREA = 1.02
 
@@ -41,6 +44,39 @@ def restore(stack: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
     """Undo `orient`: return the view (z, y, x[, 3]) of a stack of slices."""
     order, flips = _axes(volume, plane)
     return np.moveaxis(np.flip(stack, flips), (0, 1, 2), order)
+
+
+def take_slices(stack: np.ndarray, positions: Sequence[int], channels: str) -> np.ndarray:
+    """Return slices of a stack as a model sees them: (n, rows, columns[, 3]); see `with_neighbours` for "2.5d"."""
+    return with_neighbours(stack, positions) if channels == NEIGHBOURS else stack[positions]
+
+
+def with_neighbours(stack: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """Return slices with the one before and the one after as channels; the ends of the stack repeat themselves.
+
+    Args:
+        stack: (slices, rows, columns), in the order of `orient`.
+
+    Returns:
+        (n, rows, columns, 3): before, the slice itself, after.
+    """
+    around = np.add.outer(np.asarray(positions, int), (-1, 0, 1)).clip(0, len(stack) - 1)
+    return np.moveaxis(stack[around], 1, -1)
+
+
+def check_channels(volume: Volume, channels: str) -> None:
+    """Refuse neighbouring slices where the three channels hold colours.
+
+    Raises:
+        UserError: it is so, or the choice is unknown.
+    """
+    if channels not in CHANNELS:
+        raise UserError(f"unknown channels '{channels}'; there are {', '.join(CHANNELS)}")
+    if channels == NEIGHBOURS and volume.is_rgb:
+        raise UserError(
+            f"{volume.name} is in colour, and channels '{NEIGHBOURS}' show neighbouring slices instead; "
+            f"it needs an adapter with channels '{SLICE}'"
+        )
 
 
 def slice_spacing_mm(volume: Volume, plane: str) -> tuple[float, float]:

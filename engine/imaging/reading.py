@@ -61,15 +61,26 @@ def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
         if dicom.is_dicom(path):
             return dicom.read_files([path], path.name)
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
+    frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
+    return [volume_from_image(_colours(image, path), name=path.name) for image in frames]
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read a file of one of `IMAGE_SUFFIXES` as SimpleITK has it, once it is proved to be whole.
+
+    Raises:
+        UserError: the file is missing or damaged, or contradicts itself.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
     _check_name(path)
-    picture = image_suffix(path) in PICTURE_SUFFIXES
     if image_suffix(path) in (".nii", ".nii.gz"):
         _check_nifti(path)
     elif image_suffix(path) in (".nrrd", ".mha"):
         _check_compressed(path)
-    elif picture:
+    elif image_suffix(path) in PICTURE_SUFFIXES:
         _check_picture(path)
-    return [volume_from_image(_colours(image, path), name=path.name) for image in _frames(_read(path), picture)]
+    return _read(path)
 
 
 def find_studies(folder: Path) -> list[Path]:

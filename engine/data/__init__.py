@@ -1,0 +1,19 @@
+"""Labelled images for training and evaluation: pictures and volumes, in three layouts.
+
+All are seen as one list of annotations: an image, the prompts that describe one structure in it, and the mask of
+that structure. Splits go by picture, volume or patient, never by slice.
+"""
+
+from engine.data.annotations import SPLITS, Annotation, Case, DataSet, Truth
+from engine.data.splits import open_data_set, open_splits, shared_images
+
+__all__ = [
+    "SPLITS",
+    "Annotation",
+    "Case",
+    "DataSet",
+    "Truth",
+    "open_data_set",
+    "open_splits",
+    "shared_images",
+]

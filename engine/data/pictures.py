@@ -1,0 +1,122 @@
+"""Pictures with masks in the MedVLSM layout: `images/`, `masks/` and `anns/{split}.json`."""
+
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engine.data.annotations import Annotation, Case, DataSet, Truth
+from engine.data.descriptions import read_json
+from engine.errors import UserError
+from engine.imaging.intensity import intensity_range, to_unit
+from engine.imaging.reading import read_volume
+from engine.imaging.volume import Volume
+
+HALF = 127
+JPEG = (".jpg", ".jpeg")
+
+
+class PictureSet(DataSet):
+    """The pictures of one split. A row may name its "patient", who then must not be in two splits."""
+
+    def __init__(self, folder: Path, split: str, left_out: frozenset[Path]):
+        self.name = folder.name
+        self._folder = folder
+        self._sizes: dict[str, tuple[int, int]] = {}
+        path = folder / "anns" / f"{split}.json"
+        try:
+            rows = [row for row in read_json(path) if folder / "images" / row["img_name"] not in left_out]
+            self.annotations = sorted(map(_annotation, rows), key=lambda annotation: annotation.case)
+            self.patients = {row["img_name"]: str(row["patient"]) for row in rows if "patient" in row}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} has a row without a name, a mask or a prompt ({error}); mend it") from error
+        self._by_case: dict[str, list[Annotation]] = defaultdict(list)
+        for annotation in self.annotations:
+            self._by_case[annotation.case].append(annotation)
+        self.paths = {name: folder / "images" / name for name in self._by_case}
+
+    def image(self, annotation: Annotation) -> np.ndarray:
+        volume = self._volume(annotation.case)
+        return np.round(to_unit(volume.voxels[0], *intensity_range(volume)) * 255).astype(np.uint8)
+
+    def mask(self, annotation: Annotation) -> np.ndarray:
+        path = self._mask_path(annotation)
+        grey = read_grey(path)
+        if annotation.case not in self._sizes:
+            self._volume(annotation.case)
+        expected = self._sizes[annotation.case]
+        if grey.shape != expected:
+            raise UserError(
+                f"{path} has {_size(grey.shape)} pixels and its image {annotation.case} {_size(expected)}; "
+                "they must be equal"
+            )
+        return binary(grey, path)
+
+    def case(self, name: str) -> Case:
+        volume = self._volume(name)
+        truths = [Truth(a.prompts, self._mask_path(a), partial(self._whole_mask, a)) for a in self._by_case[name]]
+        return Case(name, volume, truths)
+
+    def _whole_mask(self, annotation: Annotation) -> np.ndarray:
+        return self.mask(annotation)[None]
+
+    def _mask_path(self, annotation: Annotation) -> Path:
+        return self._folder / "masks" / str(annotation.target)
+
+    def _volume(self, case: str) -> Volume:
+        volume = _read_single(self.paths[case])
+        self._sizes[case] = volume.shape[1:]
+        return volume
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Return the values of a mask's file, (height, width).
+
+    Raises:
+        UserError: it is missing, damaged or coloured.
+    """
+    voxels = _read_single(path).voxels[0]
+    if voxels.ndim == 2:
+        return voxels
+    if np.ptp(voxels, axis=-1).max() > HALF:
+        raise UserError(f"{path} is a coloured picture; a mask holds 0 and 255, or 0 and 1")
+    return voxels[..., 0]
+
+
+def binary(grey: np.ndarray, path: Path) -> np.ndarray:
+    """Return a mask as bool. JPEG masks hold grey values near the edge, so the middle parts them.
+
+    Raises:
+        UserError: other numbers, such as those of several classes in one file.
+    """
+    highest = grey.max()
+    if 1 < highest <= HALF and path.suffix.lower() not in JPEG:
+        raise UserError(f"{path} holds numbers up to {highest}; a mask holds 0 and 255, or 0 and 1: one structure")
+    return grey > (HALF if highest > 1 else 0)
+
+
+def odd_share(path: Path) -> float:
+    """Return the share of a mask's pixels that are neither 0 nor its highest value, such as 255 (0..1)."""
+    grey = read_grey(path)
+    return float(((grey != 0) & (grey != max(1, 255 if grey.max() > HALF else grey.max()))).mean())
+
+
+def _read_single(path: Path) -> Volume:
+    volume = read_volume(path)
+    if volume.shape[0] != 1:
+        raise UserError(f"{path} has {volume.shape[0]} slices; volumes need dataset.json or .seg.nrrd files")
+    return volume
+
+
+def _annotation(row: dict) -> Annotation:
+    wordings = [value for key, value in sorted(row["prompts"].items()) if key != "p0"]
+    prompts = tuple((words,) if isinstance(words, str) else tuple(words) for words in wordings)
+    prompts = tuple(words for words in prompts if words)
+    if not prompts:
+        raise KeyError("prompts")
+    return Annotation(row["img_name"], row["img_name"], row["mask_name"], prompts)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape[::-1]))

@@ -1,0 +1,172 @@
+"""Read the labels of a volume: label maps, and segmentations as 3D Slicer saves them (.seg.nrrd)."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from engine.errors import UserError
+from engine.imaging.reading import read_image, read_volume
+from engine.imaging.volume import Volume
+
+GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
+LABEL_MAP_TOLERANCE_MM = 1e-3
+LONGEST_LINE = 10 << 20  # bytes
+BINARY = "Binary labelmap"
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Named structures on a volume's grid, which may overlap.
+
+    Attributes:
+        layers: (layers, z, y, x) of an integer dtype.
+        places: structure -> the (layer, value) pairs of its voxels.
+    """
+
+    layers: np.ndarray
+    places: dict[str, tuple[tuple[int, int], ...]]
+
+    def mask(self, name: str, cut: Callable[[np.ndarray], np.ndarray] = lambda layer: layer) -> np.ndarray:
+        """Return a structure as bool (z, y, x), or of the part that `cut` takes of each layer."""
+        return np.any([cut(self.layers[layer]) == value for layer, value in self.places[name]], axis=0)
+
+
+def read_label_map(path: Path, values: dict[str, Sequence[int]], volume: Volume) -> Labels:
+    """Read a label map on the very grid of its volume.
+
+    Args:
+        values: structure -> the numbers of its voxels.
+
+    Raises:
+        UserError: the file is missing, damaged or no label map, or on another grid.
+    """
+    labels = read_volume(path)
+    if labels.is_rgb or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
+        raise UserError(f"{path} is no label map: it holds colours or broken numbers")
+    if labels.shape != volume.shape:
+        raise UserError(
+            f"{path} is not on the grid of {volume.name}: it has {_size(labels)} voxels and the volume "
+            f"{_size(volume)}"
+        )
+    grids = [(*v.spacing_mm, *v.origin_mm, *v.direction) for v in (labels, volume)]
+    if not np.allclose(*grids, atol=LABEL_MAP_TOLERANCE_MM):
+        raise UserError(f"{path} is not on the grid of {volume.name}; resample it, or its masks would be misplaced")
+    lowest, highest = labels.voxels.min(), labels.voxels.max()
+    kind = np.promote_types(np.min_scalar_type(int(lowest)), np.min_scalar_type(int(highest)))
+    places = {name: tuple((0, int(number)) for number in numbers) for name, numbers in values.items()}
+    return Labels(labels.voxels.astype(kind)[None], places)
+
+
+def segment_names(path: Path) -> list[str]:
+    """Return the names of the segments of a `.seg.nrrd`; reads its header only.
+
+    Raises:
+        UserError: the file is missing, no NRRD, or names no segments.
+    """
+    return [name for name, _ in _segments(path, _header(path))]
+
+
+def read_segmentation(path: Path, volume: Volume) -> Labels:
+    """Read a `.seg.nrrd` of 3D Slicer, and place it on the grid of its volume.
+
+    Slicer crops what it saves, turns the slices of left-handed volumes round, and puts overlapping segments into
+    layers. Segments of one name are one structure.
+
+    Raises:
+        UserError: the file is missing, damaged or no binary segmentation; it lies between the volume's voxels, or
+            has segments beyond the volume.
+    """
+    fields = _header(path)
+    segments = _segments(path, fields)
+    representation = fields.get("Segmentation_MasterRepresentation", BINARY)
+    if representation != BINARY:
+        raise UserError(f"{path} holds a '{representation}'; save it from Slicer as binary label map")
+    image = read_image(path)
+    voxels = sitk.GetArrayFromImage(image)
+    if image.GetDimension() != 3 or voxels.dtype.kind not in "iu":
+        raise UserError(f"{path} is no segmentation: it has {image.GetDimension()} dimensions of {voxels.dtype}")
+    layers = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    places: dict[str, tuple[tuple[int, int], ...]] = {}
+    for name, place in segments:
+        if place[0] >= len(layers):
+            raise UserError(f"{path} has no layer {place[0]}, where its segment '{name}' is; save it again")
+        places[name] = (*places.get(name, ()), place)
+    grid = Volume(layers[0], image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name=str(path))
+    return Labels(_placed(layers, grid, volume), places)
+
+
+def _header(path: Path) -> dict[str, str]:
+    """Return the fields `key:=value` of an NRRD's header."""
+    try:
+        with path.open("rb") as file:
+            lines = list(takewhile(lambda line: line.strip(), iter(partial(file.readline, LONGEST_LINE), b"")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if not lines or not lines[0].startswith(b"NRRD"):
+        raise UserError(f"{path} is no NRRD file; it may be damaged or not what its name says")
+    texts = [line.decode("utf-8", errors="replace").rstrip("\r\n") for line in lines]
+    pairs = [text.split(":=", 1) for text in texts if ":=" in text and not text.startswith("#")]
+    return {key: value.replace("\\n", "\n").replace("\\\\", "\\") for key, value in pairs}
+
+
+def _segments(path: Path, fields: dict[str, str]) -> list[tuple[str, tuple[int, int]]]:
+    """Return names with (layer, value). Slicer before 4.11 wrote neither: one layer of ones for each segment."""
+    matches = map(re.compile(r"Segment(\d+)_(?:ID|Name)").fullmatch, fields)
+    numbers = sorted({int(match[1]) for match in matches if match})
+    if not numbers:
+        raise UserError(f"{path} names no segments; save it as a segmentation (.seg.nrrd) from Slicer")
+    segments = []
+    for number in numbers:
+        prefix = f"Segment{number}_"
+        name = " ".join(fields.get(f"{prefix}Name", "").split()) or fields.get(f"{prefix}ID", prefix)
+        try:
+            layer, value = int(fields.get(f"{prefix}Layer", number)), int(fields.get(f"{prefix}LabelValue", 1))
+        except ValueError:
+            raise UserError(f"{path} gives the segment '{name}' no valid layer and value; save it again") from None
+        segments.append((name, (layer, value)))
+    return segments
+
+
+def _placed(layers: np.ndarray, grid: Volume, volume: Volume) -> np.ndarray:
+    """Return layers (layers, z, y, x) on the grid of a volume whose voxels they share.
+
+    The axes may be in another order or run the other way, and the extents may differ.
+
+    Raises:
+        UserError: the grids' voxels do not coincide, or a label lies beyond the volume.
+    """
+    to_voxels = np.linalg.inv(volume.direction_matrix * volume.spacing_mm)
+    steps = to_voxels @ (grid.direction_matrix * grid.spacing_mm)  # one voxel of the grid in voxels of the volume
+    start = to_voxels @ np.subtract(grid.origin_mm, volume.origin_mm)
+    whole, first = np.round(steps).astype(int), np.round(start).astype(int)
+    size = np.array(grid.shape[::-1])
+    deviation = np.abs(steps - whole) @ (size - 1) + np.abs(start - first)
+    if deviation.max() > GRID_TOLERANCE or not np.array_equal(np.abs(whole) @ np.abs(whole.T), np.eye(3)):
+        raise UserError(
+            f"{grid.name} does not lie on the voxels of {volume.name} (another spacing, direction or a shift by "
+            "parts of a voxel); in Slicer, set the volume as the segmentation's source geometry and save it again"
+        )
+    axes = np.abs(whole).argmax(axis=1)  # x, y, z of the volume are these axes of the grid
+    signs = whole[range(3), axes]
+    turned = layers.transpose(0, *(3 - axes[::-1]))
+    turned = np.flip(turned, [3 - axis for axis in range(3) if signs[axis] < 0])
+    low = np.where(signs < 0, first - (size[axes] - 1), first)[::-1]  # from here on in array order
+    high = low + turned.shape[1:]
+    inside = tuple(slice(max(0, a), max(0, min(b, n))) for a, b, n in zip(low, high, volume.shape, strict=True))
+    taken = tuple(slice(s.start - a, max(s.start, s.stop) - a) for s, a in zip(inside, low, strict=True))
+    placed = np.zeros((len(layers), *volume.shape), layers.dtype)
+    if all(s.start < s.stop for s in inside):
+        placed[(slice(None), *inside)] = turned[(slice(None), *taken)]
+    if np.count_nonzero(placed) < np.count_nonzero(layers):
+        raise UserError(f"{grid.name} has segments beyond the edge of {volume.name}; is it that volume's?")
+    return placed
+
+
+def _size(volume: Volume) -> str:
+    return " × ".join(map(str, volume.shape[::-1]))
