@@ -16,10 +16,8 @@ from engine import bases
 from engine.bases import save_clip
 from engine.bundle import AdapterCard, save_bundle
 from engine.cli import run
-from engine.model.adapter import BaseShape
-from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
-from engine.model.methods import METHODS, build_adapter
+from engine.model.methods import METHODS, build_model
 from engine.model.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
 from engine.vocabulary import train_tokenizer
@@ -163,9 +161,7 @@ def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placeme
     base = bases.open_base(str(base_folder))
     torch.manual_seed(3)
     hidden_size = METHODS[method].hidden_size
-    network = base.load_network()
-    adapter = build_adapter(method, placement, BaseShape.of(network.config), hidden_size)
-    CLIPSeg(network, adapter)  # fine-tuning takes hold of the base's own weights
+    trained = build_model(method, base.load_network(), placement, hidden_size).trained
     values = {"prompts": ["brain"], "presence_threshold": 0.0} | card
     described = AdapterCard(
         name=folder.name,
@@ -176,7 +172,7 @@ def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placeme
         base_sha256=base.sha256,
         **values,
     )
-    save_bundle(folder, adapter, described)
+    save_bundle(folder, trained, described)
     return folder
 
 

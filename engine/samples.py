@@ -19,7 +19,7 @@ from monai.transforms import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.data import Annotation, DataSet
+from engine.data import Annotation, DataSet, wordings
 
 set_track_meta(False)
 
@@ -69,8 +69,7 @@ def augmentation() -> Compose:
 
 def absent_from(data_set: DataSet, structures: Sequence[str]) -> list[str]:
     """Return the structures that no prompt of a data set can mean: none has their last word."""
-    wordings = {wording for a in data_set.annotations for words in a.prompts for wording in words}
-    words = {_stem(word) for wording in wordings for word in re.findall(r"\w+", wording.lower())}
+    words = {_stem(word) for wording in wordings(data_set) for word in re.findall(r"\w+", wording.lower())}
     return [structure for structure in structures if _stem(structure.split()[-1]) not in words]
 
 

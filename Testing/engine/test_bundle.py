@@ -16,16 +16,17 @@ from engine.model.methods import METHODS
 
 def load(adapter, base_folder):
     base = open_base(str(base_folder))
-    return load_model(base, adapter, read_card(adapter)).adapter
+    return load_model(base, adapter, read_card(adapter)).trained
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bundle_comes_back_as_it_was_saved(tmp_path, tiny_base, method):
+def test_a_bundle_comes_back_as_it_was_saved(tmp_path, tiny_base, clip_bases, method):
     placement = METHODS[method].placements[-1]
-    folder = make_adapter(tmp_path / "a", tiny_base, method, placement, prompts=["polyp"], plane="coronal")
+    base = clip_bases / "residual" if method == "cris" else tiny_base
+    folder = make_adapter(tmp_path / "a", base, method, placement, prompts=["polyp"], plane="coronal")
     card = read_card(folder)
     assert (card.method, card.placement, card.prompts, card.plane) == (method, placement, ["polyp"], "coronal")
-    saved, loaded = load_file(folder / "adapter.safetensors"), load(folder, tiny_base).state_dict()
+    saved, loaded = load_file(folder / "adapter.safetensors"), load(folder, base).state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     assert "polyp" in (folder / "README.md").read_text()

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.imaging.planes import CHANNELS, PLANES, with_neighbours
 from engine.imaging.reading import read_volume
 from engine.imaging.volume import Volume
-from engine.samples import Sampler, collate
+from engine.samples import Sampler
 from engine.segmenter import Segmenter
 
 
@@ -42,7 +42,8 @@ def write_volume(folder, shape) -> None:
 
 def seen_in_training(folder, plane: str, channels: str, segmenter) -> torch.Tensor:
     data_set = open_data_set(folder, "train", (plane,), channels)
-    images, _, _ = collate([Sampler(data_set, SIDE).draw(i, (0,)) for i in range(len(data_set.annotations))])
+    samples = Sampler(data_set, SIDE)
+    images = torch.stack([samples.draw(i, (0,)).image for i in range(len(data_set.annotations))])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (segmenter.base.mean, segmenter.base.std))
     return (images - mean) / std
 

@@ -4,7 +4,7 @@ All are seen as one list of annotations: an image, the prompts that describe one
 that structure. Splits go by picture, volume or patient, never by slice.
 """
 
-from engine.data.annotations import SPLITS, Annotation, Case, DataSet, Truth
+from engine.data.annotations import SPLITS, Annotation, Case, DataSet, Truth, wordings
 from engine.data.splits import open_data_set, open_splits, shared_images
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "open_data_set",
     "open_splits",
     "shared_images",
+    "wordings",
 ]

@@ -127,3 +127,8 @@ def held_out(patients: Sequence[str]) -> set[str]:
     """Return the patients whose images are for validation, where nobody chose: every tenth, in the given order."""
     step = round(1 / VALIDATION_SHARE)
     return set(list(dict.fromkeys(patients))[step // 2 :: step])
+
+
+def wordings(data_set: DataSet) -> set[str]:
+    """Return every prompt of a data set."""
+    return {wording for a in data_set.annotations for words in a.prompts for wording in words}
