@@ -9,15 +9,16 @@ DICE_WEIGHT, CROSS_ENTROPY_WEIGHT = 1.5, 1.0
 class SegmentationLoss(nn.Module):
     """Soft Dice of each mask, smoothed by one pixel so that empty masks have a gradient, plus cross-entropy."""
 
-    def __init__(self) -> None:
+    def __init__(self, dice_weight: float = DICE_WEIGHT, cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT):
         super().__init__()
+        self.dice_weight, self.cross_entropy_weight = dice_weight, cross_entropy_weight
         self.dice = DiceLoss(smooth_nr=1.0, smooth_dr=1.0)
         self.cross_entropy = nn.BCEWithLogitsLoss()
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Return the mean loss for logits and masks (0 or 1, float), both (samples, side, side)."""
         dice = self.dice(logits[:, None].sigmoid(), masks[:, None])
-        return DICE_WEIGHT * dice + CROSS_ENTROPY_WEIGHT * self.cross_entropy(logits, masks)
+        return self.dice_weight * dice + self.cross_entropy_weight * self.cross_entropy(logits, masks)
 
 
 class ReferenceLoss(SegmentationLoss):
@@ -27,7 +28,7 @@ class ReferenceLoss(SegmentationLoss):
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         probabilities = logits.sigmoid()
         dice = self.dice(probabilities[:, None], masks[:, None])
-        return DICE_WEIGHT * dice + CROSS_ENTROPY_WEIGHT * self.cross_entropy(probabilities, masks)
+        return self.dice_weight * dice + self.cross_entropy_weight * self.cross_entropy(probabilities, masks)
 
 
 LOSSES: dict[str, type[SegmentationLoss]] = {"logits": SegmentationLoss, "reference": ReferenceLoss}

@@ -26,7 +26,7 @@ from engine.devices import PRECISIONS, choose_device
 from engine.errors import Cancelled, UserError
 from engine.evaluation import by_structure, evaluate, means
 from engine.files import write_text
-from engine.imaging.planes import CHANNELS, PLANES, SLICE
+from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
@@ -39,15 +39,15 @@ from engine.training import Epoch, Plan, Trainer
 
 def main() -> None:
     options = _parser().parse_args()
-    planes = PLANES if options.planes == "all" else (options.planes,)
+    plan = _plan(options)
+    planes = PLANES if plan.planes == ALL_PLANES else (plan.planes,)
     if options.check:
-        _check(options, planes)
+        _check(options, planes, plan.channels)
         return
     if options.output is None:
         raise UserError("say where the adapter goes: -o FOLDER")
-    plan = _plan(options)
     base = open_base(options.base)
-    sets = open_splits(options.data, planes, options.channels, options.drop_overlap)
+    sets = open_splits(options.data, planes, plan.channels, options.drop_overlap)
     if not sets["train"].annotations:
         raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
     if options.seeds is None:
@@ -57,11 +57,13 @@ def main() -> None:
     for seed in options.seeds:
         print(f"seed {seed}")
         folder = options.output / f"seed-{seed}"
-        results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, options)
+        begun = (folder / "run" / CHECKPOINT).is_file()
+        of_seed = argparse.Namespace(**{**vars(options), "resume": options.resume and begun})
+        results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, of_seed)
     _summarise_seeds(options.output, results)
 
 
-def _check(options: argparse.Namespace, planes: tuple[str, ...]) -> None:
+def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) -> None:
     """Report what is in the data set; problems end the command with its code for errors."""
     output = options.output or Path("check")
     with progress_bar("reading", 1) as update, interruptible() as interrupted:
@@ -71,8 +73,8 @@ def _check(options: argparse.Namespace, planes: tuple[str, ...]) -> None:
             if interrupted():
                 raise Cancelled
 
-        report = check(options.data, planes, options.channels, options.drop_overlap, on_case)
-    written = write_report(output, report, planes, options.channels)
+        report = check(options.data, planes, channels, options.drop_overlap, on_case)
+    written = write_report(output, report, planes, channels)
     Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
     print(f"wrote {', '.join(map(str, written))}")
     if report.problems:
@@ -191,8 +193,8 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
         base=base.name,
         base_sha256=base.sha256,
         prompts=prompts,
-        plane=options.planes,
-        channels=options.channels,
+        plane=plan.planes,
+        channels=plan.channels,
         data_set=options.data_set or options.data.resolve().name,
         licence=options.licence,
         created=date.today().isoformat(),
@@ -240,13 +242,6 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, help="folder of the new adapter; its name is the adapter's")
     add("--check", action="store_true", help="read the whole data set and report on it, without training")
     add("--base", default="mini", help="name or folder of the base (default: mini)")
-    add("--planes", choices=(*PLANES, "all"), default="axial", help="how volumes are sliced (default: axial)")
-    add(
-        "--channels",
-        choices=CHANNELS,
-        default=SLICE,
-        help="of grey volumes: a slice thrice, or a slice with its neighbours (default: slice)",
-    )
     add("--drop-overlap", action="store_true", help="leave what two splits share out of the later one")
     add("--config", type=Path, help="YAML file with hyper-parameters; flags go before it")
     add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")
@@ -277,6 +272,8 @@ def _add_plan(group) -> None:
     add("--method", choices=METHODS)
     add("--placement", "where adapters act", choices=PLACEMENTS)
     add("--hidden-size", "width of the bottlenecks, or LoRA's rank", type=int)
+    add("--planes", "how volumes are sliced", choices=(*PLANES, ALL_PLANES))
+    add("--channels", "of grey volumes: a slice thrice, or a slice with its neighbours", choices=CHANNELS)
     add("--epochs", "at most", type=int)
     add("--batch-size", type=int)
     add("--samples-per-epoch", "every annotation, if not given", type=int)
@@ -284,7 +281,10 @@ def _add_plan(group) -> None:
     add("--weight-decay", type=float)
     add("--gradient-clip", type=float)
     add("--loss", "'reference' repeats the paper's code", choices=LOSSES)
+    add("--dice-weight", "in the loss", type=float)
+    add("--cross-entropy-weight", "in the loss", type=float)
     add("--plateau-epochs", "without a lower validation loss before the rate falls", type=int)
+    add("--plateau-factor", "by which the rate is multiplied then", type=float)
     add("--patience-epochs", "without a better validation Dice before training stops", type=int)
     add("--absent-rate", "share of prompts of absent structures", type=float)
     add("--prompts-per-image", type=int)

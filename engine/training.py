@@ -18,7 +18,8 @@ from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
 from engine.devices import choose_dtype
 from engine.errors import Cancelled, UserError
-from engine.losses import LOSSES
+from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES, SLICE
+from engine.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT, LOSSES
 from engine.metrics import dice
 from engine.model.methods import METHODS, build_model
 from engine.prompts import encode_prompts
@@ -47,17 +48,21 @@ class Plan:
 
     Attributes:
         placement, hidden_size, learning_rate: the method's own when None.
+        planes: in which volumes are sliced: axial, coronal, sagittal or all.
+        channels: see `engine.imaging.planes.CHANNELS`.
         samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
         absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
             share of prompts that are replaced by that of something absent; both have empty masks.
-        loss: a key of `LOSSES`.
-        plateau_epochs: without a lower validation loss, before the rate is multiplied by 0.3.
+        loss: a key of `LOSSES`; the two weights are of its parts.
+        plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
         patience_epochs: without a better validation Dice, before training stops.
     """
 
     method: str = "dense"
     placement: str | None = None
     hidden_size: int | None = None
+    planes: str = "axial"
+    channels: str = SLICE
     epochs: int = 200
     batch_size: int = 32
     samples_per_epoch: int | None = None
@@ -65,7 +70,10 @@ class Plan:
     weight_decay: float = 1e-3
     gradient_clip: float = 0.5
     loss: str = "logits"
+    dice_weight: float = DICE_WEIGHT
+    cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT
     plateau_epochs: int = 5
+    plateau_factor: float = 0.3
     patience_epochs: int = 20
     absent_rate: float = 0.1
     prompts_per_image: int = 1
@@ -83,11 +91,23 @@ class Plan:
             raise UserError(
                 f"no method '{self.method}' or no loss '{self.loss}'; there are {[*METHODS]}, {[*LOSSES]}"
             )
+        if self.planes not in (*PLANES, ALL_PLANES) or self.channels not in CHANNELS:
+            raise UserError(
+                f"no planes '{self.planes}' or no channels '{self.channels}'; there are {[*PLANES, ALL_PLANES]}, "
+                f"{[*CHANNELS]}"
+            )
         for name in ("epochs", "batch_size", "prompts_per_image", "samples_per_epoch", "hidden_size"):
             value, lowest = getattr(self, name), 0 if name == "hidden_size" else 1
             if value is not None and not (isinstance(value, int) and value >= lowest):
                 raise UserError(f"{name} is {value}; give a whole number from {lowest} on")
-        for name in ("learning_rate", "weight_decay", "gradient_clip", "absent_rate"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "gradient_clip",
+            "dice_weight",
+            "cross_entropy_weight",
+            "absent_rate",
+        ):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
                 raise UserError(f"{name} is {value}; give a number from 0 on")
@@ -173,7 +193,7 @@ class Trainer:
             self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, factor=0.3, patience=plan.plateau_epochs
+            self._optimizer, factor=plan.plateau_factor, patience=plan.plateau_epochs
         )
         self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
         self._samples = Sampler(
@@ -189,8 +209,9 @@ class Trainer:
         self._tokenizer = base.load_tokenizer()
         self._mean = torch.tensor(base.mean, device=self.accelerator.device).view(1, 3, 1, 1)
         self._std = torch.tensor(base.std, device=self.accelerator.device).view(1, 3, 1, 1)
-        self._loss = LOSSES[plan.loss]()
+        self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight)
         self._checkpoint = checkpoint
+        self._base_sha256 = base.sha256
         self._activations = self._activation_cache(keep_activations)
         self._standing = _Standing()
         self._best_weights: dict[str, Tensor] = {}
@@ -203,6 +224,11 @@ class Trainer:
     def recent_loss(self) -> float:
         """The mean loss of the last steps of this epoch."""
         return float(np.mean(self._standing.losses[-RECENT_STEPS:]))
+
+    @property
+    def _identity(self) -> dict:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        return {**asdict(self.plan), "base": self._base_sha256}
 
     def resume(self) -> None:
         """Go on from the checkpoint.
@@ -218,7 +244,7 @@ class Trainer:
                 self._best_weights[name] = tensor
             else:
                 buffers[name].copy_(tensor)
-        planned = asdict(self.plan)
+        planned = self._identity
         changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key != "epochs"]
         if changed:
             raise UserError(
@@ -351,7 +377,7 @@ class Trainer:
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             state = {
-                "plan": asdict(self.plan),
+                "plan": self._identity,
                 "standing": asdict(self._standing),
                 "scheduler": self._scheduler.state_dict(),
                 "learning_rates": [group["lr"] for group in self._optimizer.param_groups],

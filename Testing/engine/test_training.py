@@ -177,11 +177,13 @@ def test_activations_are_kept_where_there_is_room(tmp_path, monkeypatch, free):
     assert choose_place("disk", 99, tmp_path) == "disk"
 
 
-def test_a_run_resumes_only_with_its_own_plan(train_command, pictures, tmp_path):
+def test_a_run_resumes_only_with_its_own_plan_and_base(train_command, pictures, tmp_path, other_base):
     options = ["--data", pictures, "-o", tmp_path / "out"]
     assert train_command(*options, "--epochs", 1)[0] == 0
     code, _, errors = train_command(*options, "--epochs", 1, "--resume", "--learning-rate", 0.5)
     assert code == 2 and "another learning_rate" in errors
+    code, _, errors = train_command(*options, "--epochs", 1, "--resume", "--base", other_base)
+    assert code == 2 and "another base" in errors
     (tmp_path / "out" / "run" / "checkpoint.safetensors").write_bytes(b"half")
     code, _, errors = train_command(*options, "--epochs", 1, "--resume")
     assert code == 2 and "is not a checkpoint of this training" in errors
@@ -228,6 +230,17 @@ def test_several_seeds_give_a_mean_and_a_spread(train_command, pictures, tmp_pat
     figures = [card.metrics["discs, test split, plain class prompt"]["disc"]["dice"] for card in cards]
     assert dices["seeds"] == figures and dices["mean"] == pytest.approx(np.mean(figures))
     assert "over 3 seeds" in printed
+
+
+def test_several_seeds_go_on_where_they_were_stopped(train_command, pictures, tmp_path):
+    out, options = tmp_path / "out", ["--data", pictures, "--epochs", 2]
+    assert train_command(*options, "-o", out, "--seeds", 1)[0] == 0
+    first = (out / "seed-1" / "run" / "log.csv").read_text()
+    code, printed, errors = train_command(*options, "-o", out, "--seeds", 1, 2, "--resume")
+    assert code == 0, errors
+    assert "over 2 seeds" in printed
+    assert (out / "seed-1" / "run" / "log.csv").read_text() == first
+    assert len((out / "seed-2" / "run" / "log.csv").read_text().splitlines()) == 3
 
 
 def test_splits_that_share_an_image_are_refused_or_parted(train_command, pictures, tmp_path):

@@ -9,7 +9,8 @@ from engine.errors import UserError
 from engine.imaging.volume import Volume
 
 PLANES = ("axial", "coronal", "sagittal")
-CHOICES = ("auto", "all", *PLANES)
+ALL_PLANES = "all"
+CHOICES = ("auto", ALL_PLANES, *PLANES)
 SLICE, NEIGHBOURS = "slice", "2.5d"
 CHANNELS = (SLICE, NEIGHBOURS)
 LEFT, POSTERIOR, SUPERIOR = 0, 1, 2  # the axes of LPS
@@ -103,9 +104,9 @@ def resolve_planes(volume: Volume, plane: str) -> tuple[str, ...]:
         )
     if plane in PLANES:
         return (plane,)
-    if plane == "all" and min(volume.shape) > 1:
+    if plane == ALL_PLANES and min(volume.shape) > 1:
         return PLANES
-    if plane == "all":
+    if plane == ALL_PLANES:
         raise UserError(f"{volume.name} has a single slice; three planes need a volume, choose --plane auto")
     finest = min(_pixel_area(volume, name) for name in PLANES)
     return (next(name for name in PLANES if _pixel_area(volume, name) <= finest * EQUAL_AREA),)
