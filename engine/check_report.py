@@ -11,6 +11,7 @@ from engine.data import SPLITS
 from engine.files import write_text
 from engine.gallery import Exhibit, write_gallery
 from engine.imaging.segments import Segment, segment_colors
+from engine.tables import markdown_table
 
 TILES, COLUMNS, TILE_INCHES = 24, 6, 2.7
 MOST_PROMPTS, MOST_PROBLEMS = 12, 30  # in the tables; the JSON has all
@@ -38,9 +39,10 @@ def markdown(report: Report, most_problems: int | None = None) -> str:
     """Return the findings as Markdown; the problems come last, `most_problems` of them."""
     lines = [f"# {Path(report.folder).name}", ""]
     if report.images:
-        lines += _table(IMAGES, _image_rows(report))
+        lines += [markdown_table(IMAGES, _image_rows(report)), ""]
     if report.masks:
-        lines += ["## Structures, with their shares of the image", "", *_table(STRUCTURES, _structure_rows(report))]
+        lines += ["## Structures, with their shares of the image", ""]
+        lines += [markdown_table(STRUCTURES, _structure_rows(report)), ""]
     lines += [*_prompts(report), *_remarks(report)]
     if not report.problems:
         return "\n".join([*lines, "No problems."])
@@ -50,14 +52,6 @@ def markdown(report: Report, most_problems: int | None = None) -> str:
     if len(shown) < len(report.problems):
         lines.append(f"- … and {len(report.problems) - len(shown)} more in report.md")
     return "\n".join(lines)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Return a table without the columns in which no row has anything."""
-    filled = [index for index in range(len(columns)) if any(row[index] != "" for row in rows)]
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[str(line[index]).replace("|", "/") for index in filled] for line in lines]
-    return [*(f"| {' | '.join(line)} |" for line in cells), ""]
 
 
 def _image_rows(report: Report) -> list[list[object]]:

@@ -29,6 +29,7 @@ from engine.files import write_csv, write_text
 from engine.gallery import compared, write_gallery
 from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
+from engine.tables import markdown_table
 
 BASE_ALONE = "none"
 PROMPTS = ("p1", "random", "all")
@@ -101,15 +102,15 @@ def _table(adapters: dict[str, dict[str, dict[str, dict]]]) -> str:
     """Return one Markdown table; where adapters are compared, with a column for the difference to the first."""
     first, *others = adapters
     columns = [*COLUMNS, f"Dice against {first}"] if others else COLUMNS
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = []
     for name, kinds in adapters.items():
         for kind, rows in kinds.items():
             for structure, row in rows.items():
                 figures = [_figure(row, figure, digits) for figure, digits in DIGITS.items()]
                 cells = [name, kind, structure, *figures, str(row["cases"])]
                 cells += [_figure(row, "dice_difference", 3, sign="+")] if others else []
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+                lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def _figure(row: dict, name: str, digits: int, sign: str = "") -> str:

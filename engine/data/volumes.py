@@ -34,8 +34,10 @@ class Study:
     patient: str | None = None
 
     def read(self) -> Volume:
-        """Raises:
-        UserError: the volume is missing or damaged.
+        """Read the volume.
+
+        Raises:
+            UserError: it is missing or damaged.
         """
         try:
             return read_volume(self.image)
