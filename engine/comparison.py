@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=6, help="of every method (default: 6)")
     add("--base", default="mini", help="of all methods but cris (default: mini)")
     add(
-        "--cris-base", default="clip-rn50", help="the CLIP with a ResNet that cris starts from (default: clip-rn50)"
+        "--cris-base",
+        default=SMALL,
+        help="a CLIP with a ResNet for cris, such as clip-rn50 (default: a small one, random weights)",
     )
     return parser
 
