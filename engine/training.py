@@ -271,6 +271,7 @@ class Trainer:
                 self._run_epoch(on_step, on_epoch)
         except Cancelled:
             self._save()
+            self.accelerator.wait_for_everyone()
             raise
         self.model.trained.load_state_dict(self._best_weights)
         self.model.eval()
@@ -315,7 +316,17 @@ class Trainer:
             self._prepared.step()
             standing.losses.append(self.accelerator.reduce(loss.detach(), "mean").item())
             standing.step += 1
-            on_step(start + len(chosen), len(positions))
+            self._tell(on_step, start + len(chosen), len(positions))
+
+    def _tell(self, on_step: Callable[[int, int], None], done: int, total: int) -> None:
+        """Call `on_step`; where one process is asked to stop, all of them do, or the others would wait for it."""
+        cancelled = torch.zeros(1, device=self.accelerator.device)
+        try:
+            on_step(done, total)
+        except Cancelled:
+            cancelled += 1
+        if self.accelerator.reduce(cancelled, "sum").item():
+            raise Cancelled
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:

@@ -4,8 +4,10 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,13 +255,19 @@ def test_splits_that_share_an_image_are_refused_or_parted(train_command, picture
     assert read_card(tmp_path / "out").metrics == {}
 
 
-def launch(arguments, processes: int) -> subprocess.CompletedProcess:
-    """Run the trainer in several processes on the CPU; `accelerate launch` itself wants MPI for that."""
+def start(arguments, processes: int) -> subprocess.Popen:
+    """Start the trainer in several processes on the CPU; `accelerate launch` itself wants MPI for that."""
     words = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "engine.train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=150
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=ROOT, **pipes)
+
+
+def launch(arguments, processes: int) -> subprocess.CompletedProcess:
+    """Run the trainer in several processes to its end."""
+    with start(arguments, processes) as process:
+        printed, errors = process.communicate(timeout=150)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 def test_two_processes_train_what_one_does(train_command, pictures, tmp_path, tiny_base):
@@ -275,6 +283,29 @@ def test_two_processes_train_what_one_does(train_command, pictures, tmp_path, ti
     assert json.loads((tmp_path / "two" / "run" / "environment.json").read_text())["processes"] == 2
     losses = [(tmp_path / n / "run" / "log.csv").read_text().splitlines()[-1].split(",")[1] for n in ("one", "two")]
     assert float(losses[1]) == pytest.approx(float(losses[0]), abs=1e-3)
+
+
+def test_processes_of_which_one_is_interrupted_stop_together_and_go_on(pictures, tmp_path, tiny_base):
+    options = ["--data", pictures, "--base", tiny_base, "--device", "cpu", "-o", tmp_path / "out"]
+    log = tmp_path / "out" / "run" / "log.csv"
+    with start([*options, "--epochs", 500, "--patience-epochs", 500], processes=2) as process:
+        wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 2)
+        second = next(c for c in psutil.Process(process.pid).children() if c.environ()["RANK"] == "1")
+        second.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    assert "the run is saved" in printed, errors
+    done = len(log.read_text().splitlines()) - 1
+    assert 2 <= done < 500
+    result = launch([*options, "--epochs", done + 1, "--patience-epochs", 500, "--resume"], processes=2)
+    assert result.returncode == 0, result.stderr
+    assert len(log.read_text().splitlines()) - 1 == done + 1
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_an_adapter_that_is_there_is_not_replaced(train_command, pictures, tmp_path, tiny_adapter):
