@@ -18,6 +18,7 @@ from engine.bases import is_base, open_base, save_clip
 from engine.bundle import CARD, read_card
 from engine.cli import run
 from engine.errors import UserError
+from engine.evaluation import ALL, BASE_ALONE
 from engine.files import write_text
 from engine.model.methods import METHODS
 from engine.model.towers import new_clip
@@ -26,9 +27,10 @@ from engine.runs import CHECKPOINT, LOG
 from engine.tables import markdown_table
 
 SYSTEMS = ("shallow", "dense", "telescopic", "lora", "decoder", "full", "san", "cris")
-COLUMNS = ("method", "base", "trained parameters", "Dice", "IoU", "HD95", "seconds an epoch")
+COLUMNS = ("method", "base", "trained parameters", "Dice", "95 % interval", "IoU", "HD95", "seconds an epoch")
 NOTE = """Test split, plain class prompt, means over all cases at the original resolution; HD95 over those in which
-both masks have a voxel, in mm (in pixels for pictures). Seconds are those of the fastest epoch, with validation."""
+both masks have a voxel, in mm (in pixels for pictures). Seconds are those of the fastest epoch, with validation;
+`none` is the base alone."""
 SMALL = "small"
 SMALL_TEXT = {"width": 128, "heads": 4, "layers": 4, "context_length": MAXIMUM_TOKENS, "pool_type": "eos"}
 SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_size": None}
@@ -49,6 +51,8 @@ def main() -> None:
 def _row(data: Path, method: str, options: argparse.Namespace, flags: list[str]) -> dict:
     """Return the figures of one method, training it where that was not done yet."""
     folder = options.output / data.name / method
+    if method == BASE_ALONE:
+        return _base_alone(data, folder, options.base)
     if not _is_done(folder, options.epochs):
         base = _cris_base(options) if method == "cris" else options.base
         _train(folder, ["--data", data, "--method", method, "--base", base, "--epochs", options.epochs, *flags])
@@ -78,44 +82,49 @@ def _is_done(folder: Path, epochs: int) -> bool:
 
 def _train(folder: Path, options: list) -> None:
     resume = ["--resume"] if (folder / "run" / CHECKPOINT).is_file() else []
-    words = ["-m", "engine.train", *options, "-o", folder, *resume]
-    print(shlex.join(["python", *map(str, words)]), flush=True)
-    code = subprocess.run([sys.executable, *map(str, words)]).returncode
+    _run("engine.train", *options, "-o", folder, *resume)
+
+
+def _base_alone(data: Path, folder: Path, base: str) -> dict:
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        _run("engine.evaluate", "--data", data, "--adapter", BASE_ALONE, "--base", base, "-o", folder)
+    (adapter,) = json.loads(summary.read_text(encoding="utf-8"))["adapters"].values()
+    return {"base": base, "structures": adapter["prompts"]["plain"]}
+
+
+def _run(module: str, *words: object) -> None:
+    """Run a command of the engine, and print it."""
+    command = ["-m", module, *map(str, words)]
+    print(shlex.join(["python", *command]), flush=True)
+    code = subprocess.run([sys.executable, *command]).returncode
     if code:
-        raise UserError(f"the training in {folder} ended with code {code}; mend it, and start the comparison again")
+        raise UserError(f"{module} ended with code {code}; mend it, and start the comparison again")
 
 
 def _figures(folder: Path) -> dict:
-    """Return means over all cases of the test split, whatever they show."""
     card = read_card(folder)
     (structures,) = card.metrics.values()
-    training = card.training
     with (folder / "run" / LOG).open(encoding="utf-8") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     return {
         "base": card.base,
-        "parameters": training["parameters"],
-        "dice": _mean(structures, "dice", "cases"),
-        "iou": _mean(structures, "iou", "cases"),
-        "hd95": _mean(structures, "hd95", "hd95_cases"),
-        "cases": sum(row["cases"] for row in structures.values()),
+        "parameters": card.training["parameters"],
         "seconds_per_epoch": round(min(seconds), 1),
         "structures": structures,
-        "training": training,
+        "training": card.training,
     }
-
-
-def _mean(structures: dict[str, dict], figure: str, cases: str) -> float | None:
-    count = sum(row[cases] for row in structures.values())
-    return sum(row[figure] * row[cases] for row in structures.values() if row[cases]) / count if count else None
 
 
 def _table(rows: dict[str, dict]) -> str:
     cells = []
     for method, row in rows.items():
-        distance = "" if row["hd95"] is None else f"{row['hd95']:.1f}"
-        figures = f"{row['dice']:.3f}", f"{row['iou']:.3f}", distance, f"{row['seconds_per_epoch']:.0f}"
-        cells.append([f"`{method}`", f"`{Path(row['base']).name}`", f"{row['parameters']:,}", *figures])
+        means = row["structures"].get(ALL) or next(iter(row["structures"].values()))
+        low, high = means["dice_interval"]
+        distance = "" if means["hd95"] is None else f"{means['hd95']:.1f}"
+        figures = f"{means['dice']:.3f}", f"{low:.3f} – {high:.3f}", f"{means['iou']:.3f}", distance
+        effort = [f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "seconds_per_epoch")]
+        cells.append([f"`{method}`", f"`{Path(row['base']).name}`", effort[0], *figures, effort[1]])
     return markdown_table(COLUMNS, cells)
 
 
@@ -128,7 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, help="folders of labelled images with a test split")
     add("-o", "--output", type=Path, required=True, help="folder for the adapters and the table")
-    add("--methods", nargs="+", choices=METHODS, default=SYSTEMS, metavar="METHOD", help=", ".join(METHODS))
+    add(
+        "--methods",
+        nargs="+",
+        choices=(BASE_ALONE, *METHODS),
+        default=(BASE_ALONE, *SYSTEMS),
+        metavar="METHOD",
+        help=", ".join((BASE_ALONE, *METHODS)),
+    )
     add("--epochs", type=int, default=6, help="of every method (default: 6)")
     add("--base", default="mini", help="of all methods but cris (default: mini)")
     add(

@@ -12,6 +12,8 @@ from engine.cli import progress_bar, run
 from engine.data import SPLITS, DataSet, open_data_set
 from engine.errors import UserError
 from engine.evaluation import (
+    ALL,
+    BASE_ALONE,
     Ask,
     Score,
     by_structure,
@@ -19,7 +21,6 @@ from engine.evaluation import (
     evaluate,
     every,
     interval,
-    means,
     plain,
     prompt_checks,
     random,
@@ -31,12 +32,10 @@ from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 from engine.tables import markdown_table
 
-BASE_ALONE = "none"
 PROMPTS = ("p1", "random", "all")
 RULE = """Dice and IoU are 1 where both masks are empty and 0 where one is; HD95, in mm (in pixels for pictures),
 is the mean over the cases where neither is."""
 INTERVALS = "In brackets: 95 % bootstrap intervals of the means."
-ALL = "(all)"
 DIGITS = {"dice": 3, "iou": 3, "hd95": 1}
 COLUMNS = ("adapter", "prompts", "structure", "Dice", "IoU", "HD95", "cases")
 
@@ -88,8 +87,6 @@ def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str
     for kind in dict.fromkeys(score.kind for score in scores if score.kind != "wrong"):
         ours, theirs = ([s for s in part if s.kind == kind] for part in (scores, first))
         kinds[kind] = by_structure(ours)
-        if len(kinds[kind]) > 1:
-            kinds[kind][ALL] = means(ours)
         for structure, row in kinds[kind].items() if scores is not first else ():
             before, after = ([s for s in part if structure in (s.structure, ALL)] for part in (theirs, ours))
             pairs = differences(before, after)

@@ -12,6 +12,8 @@ from engine.metrics import dice, hausdorff_95, intersection_over_union
 from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
+ALL = "(all)"  # structures together
+BASE_ALONE = "none"  # in place of an adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +148,12 @@ def _score(segmenter: Segmenter, case: Case, question: Question) -> Score:
 
 
 def by_structure(scores: Iterable[Score]) -> dict[str, dict]:
-    """Return {structure: means}."""
+    """Return {structure: means}; where there are several, ALL stands for all of them together."""
     groups: dict[str, list[Score]] = defaultdict(list)
     for score in scores:
         groups[score.structure].append(score)
-    return {structure: means(group) for structure, group in groups.items()}
+    rows = {structure: means(group) for structure, group in groups.items()}
+    return rows | {ALL: means(list(chain(*groups.values())))} if len(rows) > 1 else rows
 
 
 def means(scores: Sequence[Score]) -> dict:

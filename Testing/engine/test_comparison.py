@@ -25,7 +25,7 @@ def test_methods_are_trained_once_with_equal_effort_and_put_into_a_table(compare
     assert [shallow.training[key] for key in effort] == [cris.training[key] for key in effort] == [1, 2, None, 41]
     figures = json.loads((tmp_path / "out" / "comparison.json").read_text())["discs"]
     (measured,) = shallow.metrics["discs, test split, plain class prompt"].values()
-    assert figures["shallow"]["dice"] == measured["dice"]
+    assert figures["shallow"]["structures"]["disc"] == measured
     assert figures["cris"]["parameters"] > figures["shallow"]["parameters"]
     table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     rows = [line for line in table if line.startswith("| `")]
@@ -39,4 +39,4 @@ def test_methods_are_trained_once_with_equal_effort_and_put_into_a_table(compare
 
 def test_a_training_that_fails_ends_the_comparison_by_name(compare_command):
     code, _, errors = compare_command("--epochs", 0)
-    assert code == 2 and "discs/shallow ended with code 2" in errors
+    assert code == 2 and "engine.train ended with code 2" in errors
