@@ -1,5 +1,6 @@
 # make demo   set up, segment a real head by text prompts, leave a segmentation and a picture in demo/
 # make test   set up, check the style, run the tests
+# make comparison DATA="FOLDER …"   train every method on these sets with equal effort, into comparison/
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test clean
+.PHONY: demo test comparison clean
 
 demo: $(READY)
 	$(BIN)/python -m engine.demo -o demo
@@ -18,6 +19,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+comparison: $(READY)
+	$(BIN)/python -m engine.comparison --data $(DATA) -o comparison --epochs 6 --samples-per-epoch 160 --batch-size 8
 
 # open-clip-torch asks for a torchvision that it is not used with here, and that might replace torch.
 $(READY): pyproject.toml
