@@ -95,7 +95,6 @@ def _train_one(
     """Train one adapter and test it; return the means over the test split, None where there is none."""
     check_bundle_folder(output, options.overwrite or options.resume)
     folder = output / "run"
-    folder.mkdir(parents=True, exist_ok=True)
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
     others = absent_from(sets["train"], OTHER_STRUCTURES)
     validation_set = sets["val"] if sets["val"].annotations else None

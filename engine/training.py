@@ -114,6 +114,11 @@ class Plan:
         if self.absent_rate >= 1:
             raise UserError(f"absent_rate is {self.absent_rate}; give a share below 1")
         method = METHODS[self.method]
+        if self.placement is not None and self.placement not in method.placements:
+            known = ", ".join(filter(None, method.placements)) or "none"
+            raise UserError(f"the method '{self.method}' has no placement '{self.placement}'; there are {known}")
+        if self.hidden_size and not method.hidden_size:
+            raise UserError(f"the method '{self.method}' has no hidden size; leave it out")
         return replace(
             self,
             placement=method.placements[0] if self.placement is None else self.placement,
@@ -154,7 +159,7 @@ class Trainer:
         plan: the hyper-parameters.
         absent_prompts: wordings that fit no training image.
         validation_set: None keeps the adapter of the last epoch as the best.
-        checkpoint: the file from which an interrupted run goes on.
+        checkpoint: the file from which an interrupted run goes on; its folder is made.
         device: where to train; under `accelerate launch`, accelerate says which of several.
         precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
         keep_activations: where a frozen encoder's activations are kept, so that it runs once for each image:
@@ -212,6 +217,7 @@ class Trainer:
         self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight)
         self._checkpoint = checkpoint
         self._base_sha256 = base.sha256
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         self._activations = self._activation_cache(keep_activations)
         self._standing = _Standing()
         self._best_weights: dict[str, Tensor] = {}

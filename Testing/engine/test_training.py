@@ -334,6 +334,27 @@ def test_a_plan_that_trains_nothing_is_refused(train_command, pictures, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "decoder", "--placement", "V"], "'decoder' has no placement 'V'; there are none"),
+        (["--method", "cris", "--hidden-size", 8], "'cris' has no hidden size"),
+        (["--method", "cris"], "cris needs a CLIP with a ResNet"),
+        (["--method", "san", "--hidden-size", 25], "the hidden size of san is 25; give a multiple of 6"),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(train_command, pictures, tmp_path, options, message):
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "out", *options)
+    assert code == 2 and message in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_is_no_base_for_adapters(train_command, pictures, tmp_path, clip_bases):
+    base = clip_bases / "transformer"
+    code, _, errors = train_command("--data", pictures, "-o", tmp_path / "out", "--base", base)
+    assert code == 2 and "'dense' needs a CLIPSeg as base" in errors
+
+
 def test_missing_data_is_refused_in_one_line(train_command, tmp_path):
     code, _, errors = train_command("--data", tmp_path / "nothing", "-o", tmp_path / "out")
     assert code == 2 and errors.startswith("error: ") and "Traceback" not in errors
