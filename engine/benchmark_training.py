@@ -17,7 +17,8 @@ from engine.cli import run
 from engine.data import open_data_set
 from engine.devices import DEVICES, PRECISIONS, choose_device
 from engine.model.methods import METHODS
-from engine.training import Epoch, Plan, Trainer
+from engine.plan import Plan
+from engine.training import Epoch, Trainer
 
 PICTURE_SIDE = 512
 WAYS = ("none", "memory", "disk")

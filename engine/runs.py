@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from engine import __version__
 from engine.errors import UserError
 from engine.files import replacing, write_csv, write_text
-from engine.training import Epoch, Plan
+from engine.plan import Plan
+from engine.training import Epoch
 
 PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
 PLAN, LOG, CURVES, CHECKPOINT = "plan.yaml", "log.csv", "curves.png", "checkpoint.safetensors"

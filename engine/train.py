@@ -30,11 +30,12 @@ from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
+from engine.plan import Plan
 from engine.prompts import OTHER_STRUCTURES
 from engine.runs import CHECKPOINT, read_plan, tensorboard, write_log, write_start
 from engine.samples import absent_from
 from engine.segmenter import Segmenter
-from engine.training import Epoch, Plan, Trainer
+from engine.training import Epoch, Trainer
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,113 +18,16 @@ from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
 from engine.devices import choose_dtype
 from engine.errors import Cancelled, UserError
-from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES, SLICE
-from engine.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT, LOSSES
+from engine.losses import LOSSES
 from engine.metrics import dice
-from engine.model.methods import METHODS, build_model
+from engine.model.methods import build_model
+from engine.plan import Plan
 from engine.prompts import encode_prompts
 from engine.samples import Sample, Sampler, collate
 
-# shallow and dense: the paper's; san and cris: its benchmark's; the others: what is usual for them
-LEARNING_RATES = {
-    "dense": 1e-3,
-    "dense-everywhere": 1e-3,
-    "shallow": 3e-4,
-    "telescopic": 1e-3,
-    "lora": 1e-3,
-    "decoder": 3e-4,
-    "full": 1e-4,
-    "san": 2e-3,
-    "cris": 1e-4,
-}
 RECENT_STEPS = 20
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The hyper-parameters; the defaults are the paper's where it has them (VLSM-Adapter, section 3).
-
-    Attributes:
-        placement, hidden_size, learning_rate: the method's own when None.
-        planes: in which volumes are sliced: axial, coronal, sagittal or all.
-        channels: see `engine.imaging.planes.CHANNELS`.
-        samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
-        absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
-            share of prompts that are replaced by that of something absent; both have empty masks.
-        loss: a key of `LOSSES`; the two weights are of its parts.
-        plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
-        patience_epochs: without a better validation Dice, before training stops.
-    """
-
-    method: str = "dense"
-    placement: str | None = None
-    hidden_size: int | None = None
-    planes: str = "axial"
-    channels: str = SLICE
-    epochs: int = 200
-    batch_size: int = 32
-    samples_per_epoch: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float = 1e-3
-    gradient_clip: float = 0.5
-    loss: str = "logits"
-    dice_weight: float = DICE_WEIGHT
-    cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT
-    plateau_epochs: int = 5
-    plateau_factor: float = 0.3
-    patience_epochs: int = 20
-    absent_rate: float = 0.1
-    prompts_per_image: int = 1
-    augment: bool = False
-    mirror: bool = False
-    seed: int = 41
-
-    def resolved(self) -> "Plan":
-        """Return the plan with the method's own values where none were given.
-
-        Raises:
-            UserError: a value with which nothing can be trained.
-        """
-        if self.method not in METHODS or self.loss not in LOSSES:
-            raise UserError(
-                f"no method '{self.method}' or no loss '{self.loss}'; there are {[*METHODS]}, {[*LOSSES]}"
-            )
-        if self.planes not in (*PLANES, ALL_PLANES) or self.channels not in CHANNELS:
-            raise UserError(
-                f"no planes '{self.planes}' or no channels '{self.channels}'; there are {[*PLANES, ALL_PLANES]}, "
-                f"{[*CHANNELS]}"
-            )
-        for name in ("epochs", "batch_size", "prompts_per_image", "samples_per_epoch", "hidden_size"):
-            value, lowest = getattr(self, name), 0 if name == "hidden_size" else 1
-            if value is not None and not (isinstance(value, int) and value >= lowest):
-                raise UserError(f"{name} is {value}; give a whole number from {lowest} on")
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "gradient_clip",
-            "dice_weight",
-            "cross_entropy_weight",
-            "absent_rate",
-        ):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise UserError(f"{name} is {value}; give a number from 0 on")
-        if self.absent_rate >= 1:
-            raise UserError(f"absent_rate is {self.absent_rate}; give a share below 1")
-        method = METHODS[self.method]
-        if self.placement is not None and self.placement not in method.placements:
-            known = ", ".join(filter(None, method.placements)) or "none"
-            raise UserError(f"the method '{self.method}' has no placement '{self.placement}'; there are {known}")
-        if self.hidden_size and not method.hidden_size:
-            raise UserError(f"the method '{self.method}' has no hidden size; leave it out")
-        return replace(
-            self,
-            placement=method.placements[0] if self.placement is None else self.placement,
-            hidden_size=self.hidden_size or method.hidden_size,
-            learning_rate=self.learning_rate or LEARNING_RATES[self.method],
-        )
 
 
 @dataclass(frozen=True)

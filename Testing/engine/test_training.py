@@ -215,7 +215,13 @@ def test_the_run_folder_says_how_the_adapter_was_made(train_command, pictures, t
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("epoch: 3\n", "unknown keys epoch; there are method"), ("a: [", "cannot be read as YAML")],
+    [
+        ("epoch: 3\n", "unknown keys epoch; there are method"),
+        ("a: [", "cannot be read as YAML"),
+        ("epochs:\n", "epochs is None; give a whole number from 1 on"),
+        ("augment: sometimes\n", "augment is sometimes; there are True, False"),
+        ("plateau_factor: 1\n", "plateau_factor is 1; give a share below 1"),
+    ],
 )
 def test_a_plan_with_unknown_keys_is_refused(train_command, pictures, tmp_path, text, message):
     (tmp_path / "plan.yaml").write_text(text)

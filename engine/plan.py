@@ -1,0 +1,120 @@
+"""The hyper-parameters of a training, and what of them is refused."""
+
+import math
+from dataclasses import dataclass, replace
+
+from engine.errors import UserError
+from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES, SLICE
+from engine.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT, LOSSES
+from engine.model.methods import METHODS
+
+# shallow and dense: the paper's; san and cris: its benchmark's; the others: what is usual for them
+LEARNING_RATES = {
+    "dense": 1e-3,
+    "dense-everywhere": 1e-3,
+    "shallow": 3e-4,
+    "telescopic": 1e-3,
+    "lora": 1e-3,
+    "decoder": 3e-4,
+    "full": 1e-4,
+    "san": 2e-3,
+    "cris": 1e-4,
+}
+CHOICES = {
+    "method": tuple(METHODS),
+    "loss": tuple(LOSSES),
+    "planes": (*PLANES, ALL_PLANES),
+    "channels": CHANNELS,
+    "augment": (True, False),
+    "mirror": (True, False),
+}
+WHOLE_NUMBERS = {  # with the lowest
+    "hidden_size": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "samples_per_epoch": 1,
+    "prompts_per_image": 1,
+    "plateau_epochs": 0,
+    "patience_epochs": 1,
+    "seed": 0,
+}
+NUMBERS = ("learning_rate", "weight_decay", "gradient_clip", "dice_weight", "cross_entropy_weight")
+SHARES = ("absent_rate", "plateau_factor")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The hyper-parameters; the defaults are the paper's where it has them (VLSM-Adapter, section 3).
+
+    Attributes:
+        placement, hidden_size, learning_rate: the method's own when None.
+        planes: in which volumes are sliced: axial, coronal, sagittal or all.
+        channels: see `engine.imaging.planes.CHANNELS`.
+        samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
+        absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
+            share of prompts that are replaced by that of something absent; both have empty masks.
+        loss: a key of `LOSSES`; the two weights are of its parts.
+        plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
+        patience_epochs: without a better validation Dice, before training stops.
+    """
+
+    method: str = "dense"
+    placement: str | None = None
+    hidden_size: int | None = None
+    planes: str = "axial"
+    channels: str = SLICE
+    epochs: int = 200
+    batch_size: int = 32
+    samples_per_epoch: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 1e-3
+    gradient_clip: float = 0.5
+    loss: str = "logits"
+    dice_weight: float = DICE_WEIGHT
+    cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT
+    plateau_epochs: int = 5
+    plateau_factor: float = 0.3
+    patience_epochs: int = 20
+    absent_rate: float = 0.1
+    prompts_per_image: int = 1
+    augment: bool = False
+    mirror: bool = False
+    seed: int = 41
+
+    def resolved(self) -> "Plan":
+        """Return the plan with the method's own values where none were given.
+
+        Raises:
+            UserError: a value with which nothing can be trained.
+        """
+        self._check_values()
+        method = METHODS[self.method]
+        if self.placement is not None and self.placement not in method.placements:
+            known = ", ".join(filter(None, method.placements)) or "none"
+            raise UserError(f"the method '{self.method}' has no placement '{self.placement}'; there are {known}")
+        if self.hidden_size and not method.hidden_size:
+            raise UserError(f"the method '{self.method}' has no hidden size; leave it out")
+        return replace(
+            self,
+            placement=method.placements[0] if self.placement is None else self.placement,
+            hidden_size=self.hidden_size or method.hidden_size,
+            learning_rate=self.learning_rate or LEARNING_RATES[self.method],
+        )
+
+    def _check_values(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                choices = ", ".join(map(str, known))
+                raise UserError(f"{name} is {getattr(self, name)}; there are {choices}")
+        for name, lowest in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if not (self._is_left_open(name) or (type(value) is int and value >= lowest)):
+                raise UserError(f"{name} is {value}; give a whole number from {lowest} on")
+        for name in (*NUMBERS, *SHARES):
+            value, limit = getattr(self, name), 1 if name in SHARES else math.inf
+            if not (self._is_left_open(name) or (type(value) in (int, float) and 0 <= value < limit)):
+                wanted = "a share below 1" if name in SHARES else "a number from 0 on"
+                raise UserError(f"{name} is {value}; give {wanted}")
+
+    def _is_left_open(self, name: str) -> bool:
+        return getattr(self, name) is None and getattr(type(self), name) is None
