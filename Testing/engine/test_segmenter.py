@@ -72,20 +72,20 @@ def test_another_volume_is_encoded_anew(segmenter, volume, change):
     if "voxels" in change:
         fields["voxels"] = volume.voxels + 1
     segmenter.set_volume(Volume(**fields), plane="axial", window="percentiles")
-    assert len(segmenter._cache) == 2
+    assert len(segmenter.cache) == 2
 
 
 @pytest.mark.parametrize("settings", [{"plane": "coronal"}, {"window": "full"}])
 def test_another_plane_or_window_is_encoded_anew(segmenter, volume, settings):
     segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"}))
     segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"} | settings))
-    assert len(segmenter._cache) == 2
+    assert len(segmenter.cache) == 2
 
 
 def test_the_cache_takes_no_more_than_half_precision_maps(segmenter, volume):
     segmenter.set_volume(volume)
     tokens, reduce_dim, depth = (SIDE // 16) ** 2 + 1, 16, 3
-    assert segmenter._cache.nbytes == (SHAPE[0] - 1) * tokens * reduce_dim * depth * 2
+    assert segmenter.cache.nbytes == (SHAPE[0] - 1) * tokens * reduce_dim * depth * 2
 
 
 def test_a_threshold_moves_without_the_model(segmenter, volume):

@@ -1,0 +1,42 @@
+"""Volumes from files of the server's machine, in the folders that are allowed."""
+
+from pathlib import Path
+
+from engine.imaging.reading import read_volume
+from engine.imaging.volume import Volume
+from engine.server.refusal import Refusal
+
+DETACHED = (".nhdr", ".mhd")  # headers that name the file of their voxels, which may lie anywhere
+
+
+def read_allowed(path: str, series: str | None, frame: int | None, allowed: tuple[Path, ...], limit: int) -> Volume:
+    """Read a volume.
+
+    Args:
+        allowed: the folders in which files may be read.
+        limit: bytes of the files.
+
+    Raises:
+        Refusal: the path leads elsewhere, also by a link, whether it exists or not; the files are too large.
+        UserError: the file cannot be read.
+    """
+    meant = _resolved(path)
+    files = sorted(meant.rglob("*")) if meant and meant.is_dir() else [meant]
+    for file in files:
+        place = _resolved(file) if file else None
+        if place is None or not any(place.is_relative_to(folder.resolve()) for folder in allowed):
+            raise Refusal(
+                403, "the server may not read files there; send the voxels, or start it with --allow-path"
+            )
+    if any(file.name.lower().endswith(DETACHED) for file in files):
+        raise Refusal(403, f"the server reads no headers without voxels ({', '.join(DETACHED)}); use .nrrd or .mha")
+    if sum(file.stat().st_size for file in files if file.is_file()) > limit:
+        raise Refusal(413, f"the files are larger than the {limit:,} bytes that the server takes")
+    return read_volume(meant, series, frame)
+
+
+def _resolved(path: str | Path) -> Path | None:
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL in it, or links in a circle
+        return None
