@@ -25,7 +25,6 @@ from engine.protocol import (
     VOLUME_HEADER,
     describe,
     mask_of_levels,
-    mismatch,
     new_volume_id,
 )
 
@@ -104,10 +103,10 @@ class Client:
         self._host, self._port, self._root = parts.hostname, parts.port, parts.path.rstrip("/")
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._token, self._is_alive = token, is_alive
-        theirs = self.health()
-        if theirs.get("protocol") != PROTOCOL:
-            raise UserError(mismatch(theirs.get("protocol"), theirs.get("engine"), "server"))
-        self._body_limit = theirs["limits"]["body_bytes"]
+        try:
+            self._body_limit = int(self.health()["limits"]["body_bytes"])
+        except (KeyError, TypeError):
+            raise UserError(f"what answers at {url} is no server of this project; check the address") from None
 
     def health(self) -> dict:
         """Return versions, limits, and what the server holds and does."""
@@ -269,9 +268,10 @@ class Client:
             with self._talking():
                 answer = self._ask(connection, method, self._root + path, body, headers)
                 refusal = None if answer.status in accept else _detail(answer)
-            if refusal:
-                raise UserError(refusal)
-            yield answer
+            with answer:  # closes the connection, also where an error keeps the answer alive
+                if refusal:
+                    raise UserError(refusal)
+                yield answer
         finally:
             connection.close()
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from engine.client import Client
@@ -23,6 +24,9 @@ STOP_SECONDS = 5.0
 class Server:
     """A server of one's own on loopback; it ends with the process that started it, whatever happens to that.
 
+    Attributes:
+        url, token, pid: where it is, what it wants, and its process (not a launcher's), once it was started.
+
     Args:
         python: the Python that has the engine's packages, such as PythonSlicer; this one when None.
         arguments: further ones of `python -m engine.serve`, such as ["--device", "cpu"].
@@ -32,6 +36,7 @@ class Server:
     def __init__(self, python: str | None = None, arguments: Sequence[str] = (), environment: dict | None = None):
         self._python, self._arguments = python or sys.executable, list(arguments)
         self._environment = environment or {}
+        self.url, self.token, self.pid = "", "", 0
         self._process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None  # of its standard error
 
@@ -62,7 +67,12 @@ class Server:
             words = self.last_words()
             self.stop()
             raise UserError(f"the server did not start: {words or f'no answer in {timeout_seconds:g} seconds'}")
-        return Client(greeting["url"], greeting["token"], self._stays_alive)
+        self.url, self.token, self.pid = greeting["url"], greeting["token"], greeting["pid"]
+        return self.client()
+
+    def client(self) -> Client:
+        """Return another client of the server that was started."""
+        return Client(self.url, self.token, self._stays_alive)
 
     @property
     def is_alive(self) -> bool:
@@ -132,12 +142,20 @@ def _end_tree(process: subprocess.Popen) -> None:
         process.wait()
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
+        if _has_ended(process, STOP_SECONDS):
+            return
+
+
+def _has_ended(process: subprocess.Popen, seconds: float) -> bool:
+    """Return whether all processes of a group end in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        process.poll()
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+            os.killpg(process.pid, 0)
+        except (ProcessLookupError, PermissionError):  # nobody is left, or only a zombie
+            return True
+        time.sleep(0.02)
+    return False

@@ -53,9 +53,7 @@ class Description:
         lengths = {"spacing_mm": 3, "origin_mm": 3, "direction": 9} | ({} if self.window is None else {"window": 2})
         for name, length in lengths.items():
             values = getattr(self, name)
-            if len(values) != length or not all(
-                type(value) in (int, float) and abs(value) < LARGEST for value in values
-            ):
+            if len(values) != length or not all(map(_is_number, values)):
                 raise UserError(f"the volume's {name} is {values}; give {length} numbers")
         if not isinstance(self.modality, str | None) or type(self.flat) is not bool:
             raise UserError("the volume's modality must be a word, and flat true or false")
@@ -115,18 +113,3 @@ def mask_of_levels(levels: np.ndarray, threshold: float) -> np.ndarray:
     """Return where levels reach a threshold, bool: exactly where the probability reaches the threshold rounded to
     a 256th (1/256 to 255/256); 0.5 is one of these, so its mask is the Segmenter's own."""
     return levels >= np.clip(int(threshold * LEVELS + 0.5), 1, LEVELS - 1)
-
-
-def mismatch(theirs: object, their_engine: object, who: str) -> str:
-    """Say that the other side speaks another version.
-
-    Args:
-        who: the other side: "client" or "server".
-    """
-    from engine import __version__
-
-    other = {"client": "server", "server": "client"}[who]
-    return (
-        f"the {who} speaks version {theirs} (engine {their_engine}) and this {other} speaks version {PROTOCOL} "
-        f"(engine {__version__}); install the same version of VLSMSegmenter on both sides"
-    )

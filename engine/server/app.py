@@ -64,6 +64,7 @@ class Settings:
         memory_bytes: of volumes, encodings and results.
         body_bytes: of one volume's voxels.
         volumes, waiting, models: how many are held, may wait, and stay warm.
+        step_seconds: in which a mebibyte must come or be taken, or the client is given up.
     """
 
     token: str
@@ -76,6 +77,13 @@ class Settings:
     volumes: int = 16
     waiting: int = 32
     models: int = 3
+    step_seconds: float = 30.0
+
+
+class Problem(BaseModel):
+    """Why a request is refused."""
+
+    detail: str = Field(description="what is wrong, and what to do")
 
 
 class FileRequest(BaseModel):
@@ -131,8 +139,15 @@ def create_app(settings: Settings) -> Guard:
             queue.running.cancelled = True
         running.cancel()
 
-    no_scripts = {"docs_url": None, "redoc_url": None}  # FastAPI's own pages load some from elsewhere
-    app = FastAPI(title="VLSMSegmenter", version=__version__, description=ABOUT, lifespan=lifespan, **no_scripts)
+    app = FastAPI(
+        title="VLSMSegmenter",
+        version=__version__,
+        description=ABOUT,
+        lifespan=lifespan,
+        responses={"4XX": {"model": Problem, "description": "refused, with the reason"}},
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+    )
     _answer_errors(app)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
@@ -244,7 +259,7 @@ def create_app(settings: Settings) -> Guard:
         wanted = results.thresholds[number] if threshold is None else threshold
         return _raw((mask_of_levels(results.levels[number], wanted) & results.found[number]).view(np.uint8))
 
-    return Guard(app, settings.token, settings.body_bytes)
+    return Guard(app, settings.token, settings.body_bytes, settings.step_seconds)
 
 
 _BINARY_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}

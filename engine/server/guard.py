@@ -7,14 +7,15 @@ import json
 import re
 from binascii import Error as BinasciiError
 
-from engine.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER, mismatch
+from engine import __version__
+from engine.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER
 from engine.server.jobs import log_unexpected, unexpected
 from engine.server.refusal import Refusal
 
 SMALL_BODY = 64 << 10  # of all requests but those that bring voxels
 VOXELS = re.compile(r"/volumes/[0-9a-f]{32}")
 PAGES = ("/docs", "/openapi.json")  # a browser shows these, and asks for the token as a password
-STEP_BYTES, STEP_SECONDS = 1 << 20, 30.0  # a body that is slower than this is given up
+STEP_BYTES = 1 << 20
 
 
 class Guard:
@@ -23,10 +24,10 @@ class Guard:
     Args:
         token: what every request must carry.
         body_limit: bytes of the voxels of one volume.
-        step_seconds: how long a mebibyte, or what is left of a body, may take.
+        step_seconds: how long a mebibyte of a body, or its rest, may take.
     """
 
-    def __init__(self, app, token: str, body_limit: int, step_seconds: float = STEP_SECONDS):
+    def __init__(self, app, token: str, body_limit: int, step_seconds: float):
         self._app, self._token, self._body_limit, self._step_seconds = app, token, body_limit, step_seconds
 
     async def __call__(self, scope, receive, send) -> None:
@@ -54,7 +55,7 @@ class Guard:
             )
         theirs = headers.get(PROTOCOL_HEADER.lower(), str(PROTOCOL))
         if theirs != str(PROTOCOL):
-            raise Refusal(409, mismatch(theirs[:9], headers.get(ENGINE_HEADER.lower(), "unknown")[:20], "client"))
+            raise _mismatch(theirs[:9], headers.get(ENGINE_HEADER.lower(), "unknown")[:20])
         if int(headers.get("content-length", 0)) > limit:
             raise _too_large(limit)
 
@@ -125,6 +126,14 @@ def _given_token(headers: dict[str, str], page: bool) -> str:
         except (BinasciiError, UnicodeDecodeError):
             return ""
     return ""
+
+
+def _mismatch(protocol: str, engine: str) -> Refusal:
+    return Refusal(
+        409,
+        f"the client speaks version {protocol} (engine {engine}) and the server version {PROTOCOL} "
+        f"(engine {__version__}); install the same version of VLSMSegmenter on both sides",
+    )
 
 
 def _too_large(limit: int) -> Refusal:

@@ -13,7 +13,7 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
     """Read a volume.
 
     Args:
-        allowed: the folders in which files may be read.
+        allowed: the folders, resolved, in which files may be read.
         limit: bytes of the files.
 
     Raises:
@@ -21,10 +21,9 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
         UserError: the file cannot be read.
     """
     meant = _resolved(path)
-    files = sorted(meant.rglob("*")) if meant and meant.is_dir() else [meant]
-    for file in files:
-        place = _resolved(file) if file else None
-        if place is None or not any(place.is_relative_to(folder.resolve()) for folder in allowed):
+    files = [meant, *(meant.rglob("*") if meant and meant.is_dir() else [])]
+    for place in map(_resolved, files):
+        if place is None or not any(place.is_relative_to(folder) for folder in allowed):
             raise Refusal(
                 403, "the server may not read files there; send the voxels, or start it with --allow-path"
             )
@@ -35,8 +34,9 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
     return read_volume(meant, series, frame)
 
 
-def _resolved(path: str | Path) -> Path | None:
+def _resolved(path: str | Path | None) -> Path | None:
+    """Return where a path leads; None where it leads nowhere, with a NUL in it or by links in a circle."""
     try:
         return Path(path).resolve()
-    except (OSError, ValueError, RuntimeError):  # a NUL in it, or links in a circle
+    except (OSError, ValueError, RuntimeError, TypeError):
         return None
