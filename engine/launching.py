@@ -59,6 +59,7 @@ class Server:
                     stderr=log,
                     env={**os.environ, "PYTHONPATH": paths, **self._environment},
                     start_new_session=True,  # a group of its own, to be ended as a whole
+                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console
                 )
         except OSError as error:
             raise UserError(f"{self._python} cannot be started ({error}); choose another Python") from error

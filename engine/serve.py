@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 from engine import __version__
@@ -26,7 +27,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    options, token = _parser().parse_args(), _token()
     if not options.allow_download:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is loaded, so before the server is
     import uvicorn
@@ -34,8 +35,8 @@ def main() -> None:
     from engine.server.app import create_app
     from engine.server.connection import Connection
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    settings = _settings(options)
+    _log_what_names_nobody()
+    settings = _settings(options, token)
     app = create_app(settings)
     listener = _listen(options.host, options.port)
     server = uvicorn.Server(
@@ -57,7 +58,7 @@ def main() -> None:
     os._exit(0)  # a job may still be in its last slices
 
 
-def _settings(options: argparse.Namespace):
+def _settings(options: argparse.Namespace, token: str):
     from engine.server.app import Settings
 
     for folder in options.allow_path:
@@ -66,7 +67,7 @@ def _settings(options: argparse.Namespace):
                 f"{folder} is no folder; --allow-path takes folders that clients may have files read from"
             )
     return Settings(
-        token=_token(),
+        token=token,
         device=options.device,
         precision=options.precision,
         batch_size=options.batch_size,
@@ -77,6 +78,14 @@ def _settings(options: argparse.Namespace):
         waiting=options.waiting,
         models=options.models,
     )
+
+
+def _log_what_names_nobody() -> None:
+    """Log warnings of this project and of the HTTP server alone: those of others may quote a patient's file."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
+    warnings.simplefilter("ignore")
 
 
 def _token() -> str:

@@ -304,8 +304,10 @@ def test_a_killed_server_is_said_so_and_can_be_started_again_also_behind_a_launc
 
 
 def test_a_server_that_cannot_start_says_why():
-    with Server(arguments=["--device", "tpu"]) as server, pytest.raises(UserError, match="unknown device 'tpu'"):
-        server.start()
+    with Server(environment={"VLSM_TOKEN": "short"}) as server:
+        with pytest.raises(UserError, match=r"did not start: error: VLSM_TOKEN must have 16 or more"):
+            server.start()
+        assert not server.is_alive
     with pytest.raises(UserError, match="choose another Python"):
         Server(python="/nowhere/python").start()
 

@@ -6,6 +6,7 @@ import torch
 from conftest import SIDE, ball, make_adapter
 
 from engine.bases import open_base
+from engine.cache import EncodingCache
 from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
 from engine.errors import Cancelled, UserError
 from engine.imaging.intensity import intensity_range
@@ -152,6 +153,16 @@ def test_after_cancelling_no_prompt_is_answered_for_the_volume_before(segmenter,
         segmenter.set_volume(volume, window="full", on_progress=cancel)
     with pytest.raises(UserError, match="no volume"):
         segmenter.segment("brain")
+
+
+def test_a_volume_that_is_forgotten_is_held_no_more(segmenter, volume):
+    segmenter.cache = kept_apart = EncodingCache()
+    segmenter.set_volume(volume)
+    segmenter.forget_volume()
+    assert len(kept_apart) == 1
+    with pytest.raises(UserError, match="no volume"):
+        segmenter.segment("brain")
+    assert segmenter.volume is None and not segmenter._planes
 
 
 def test_what_is_not_present_has_an_empty_mask(segmenter, volume):

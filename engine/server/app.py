@@ -127,7 +127,8 @@ def create_app(settings: Settings) -> Guard:
 
     def finish(job: Job, answer: tuple[list[dict], HeldResults]) -> Event:
         rows, results = answer
-        store.get_volume(job.held.id)  # it was in use until now
+        if store.get_volume(job.held.id) is None:  # dropped while the job waited or ran
+            queue.thread.submit(warm.forget, job.held.id)
         store.put(job.id, results)
         return {"state": "done", "shape": job.held.volume.shape, "results": rows}
 

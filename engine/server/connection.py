@@ -12,7 +12,11 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+        self._patience = self.loop.call_later(SILENT_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._patience.cancel()  # it would keep the connection in memory
+        super().connection_lost(error)
 
     def _close_if_silent(self) -> None:
         if self.cycle is None:
