@@ -30,26 +30,17 @@ def main() -> None:
     options, token = _parser().parse_args(), _token()
     if not options.allow_download:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is loaded, so before the server is
-    import uvicorn
-
-    from engine.server.app import create_app
-    from engine.server.connection import Connection
+    try:
+        from engine.server.app import create_app
+        from engine.server.connection import HttpServer
+    except ModuleNotFoundError as error:
+        raise UserError(f"the server needs {error.name}; run pip install --editable '.[serve]'") from error
 
     _log_what_names_nobody()
     settings = _settings(options, token)
     app = create_app(settings)
     listener = _listen(options.host, options.port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    server = HttpServer(app, GRACE_SECONDS)
     if options.parent_pid:
         threading.Thread(target=_stop_with, args=(options.parent_pid, server), daemon=True).start()
     _announce(listener, settings, options.host)

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
-import uvicorn
 from conftest import ball
 
 from engine.cache import EncodingCache
@@ -22,7 +21,7 @@ from engine.imaging.volume import Volume
 from engine.protocol import describe, mask_of_levels, new_volume_id, to_levels
 from engine.segmenter import Result
 from engine.server.app import Settings, create_app
-from engine.server.connection import Connection
+from engine.server.connection import HttpServer
 from engine.server.refusal import Refusal
 from engine.server.store import HeldResults, HeldVolume, Store
 
@@ -73,8 +72,7 @@ def held(server, voxels):
 @contextmanager
 def quick_server(**settings):
     """A server in a thread of this process."""
-    app = create_app(Settings(TOKEN, device="cpu", **settings))
-    served = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_level="warning"))
+    served = HttpServer(create_app(Settings(TOKEN, device="cpu", **settings)), grace_seconds=2)
     listener = socket.create_server(("127.0.0.1", 0))
     served.url, served.token = f"http://127.0.0.1:{listener.getsockname()[1]}", TOKEN
     thread = threading.Thread(target=served.run, args=([listener],))

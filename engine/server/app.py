@@ -136,8 +136,6 @@ def create_app(settings: Settings) -> Guard:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(queue.run())
         yield
-        if queue.running:
-            queue.running.cancelled = True
         running.cancel()
 
     app = FastAPI(
@@ -260,7 +258,9 @@ def create_app(settings: Settings) -> Guard:
         wanted = results.thresholds[number] if threshold is None else threshold
         return _raw((mask_of_levels(results.levels[number], wanted) & results.found[number]).view(np.uint8))
 
-    return Guard(app, settings.token, settings.body_bytes, settings.step_seconds)
+    guard = Guard(app, settings.token, settings.body_bytes, settings.step_seconds)
+    guard.stop = queue.stop
+    return guard
 
 
 _BINARY_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}

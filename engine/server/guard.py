@@ -6,6 +6,7 @@ import hmac
 import json
 import re
 from binascii import Error as BinasciiError
+from collections.abc import Callable
 
 from engine import __version__
 from engine.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER
@@ -25,7 +26,12 @@ class Guard:
         token: what every request must carry.
         body_limit: bytes of the voxels of one volume.
         step_seconds: how long a mebibyte of a body, or its rest, may take.
+
+    Attributes:
+        stop: called before the server waits for its last answers to end.
     """
+
+    stop: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, app, token: str, body_limit: int, step_seconds: float):
         self._app, self._token, self._body_limit, self._step_seconds = app, token, body_limit, step_seconds

@@ -98,6 +98,13 @@ class JobQueue:
             job.publish({"state": "cancelled"})
             self._tell_positions()
 
+    def stop(self) -> None:
+        """End all jobs, and say so to those who follow them."""
+        for job in filter(None, (self.running, *self._waiting)):
+            job.cancelled = True
+            job.publish({"state": "failed", "message": "the server was stopped; start it again"})
+        self._waiting.clear()
+
     async def run(self) -> None:
         """Run jobs for ever."""
         while True:
