@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine import bases
 from engine.bases import save_clip
 from engine.bundle import AdapterCard, save_bundle
 from engine.cli import run
+from engine.launching import Server
 from engine.model.initialise import new_network
 from engine.model.methods import METHODS, build_model
 from engine.model.towers import new_clip
@@ -82,6 +84,29 @@ def tiny_adapter(tmp_path, tiny_base) -> Path:
     return make_adapter(tmp_path / "adapter", tiny_base)
 
 
+@pytest.fixture(scope="session")
+def served_models(tmp_path_factory, tiny_base) -> Path:
+    """A folder of models with the base "tiny" and the adapter "ball", whose threshold is 0.3."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(tiny_base, folder / "tiny")
+    make_adapter(folder / "ball", folder / "tiny", threshold=0.3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def allowed_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("allowed")
+
+
+@pytest.fixture(scope="session")
+def server(served_models, allowed_folder):
+    """A server in a process of its own, with small limits, that computes slice by slice."""
+    limits = ["--body-mb", 8, "--memory-mb", 64, "--volumes", 4, "--waiting", 3]
+    with new_server(served_models, *limits, "--allow-path", allowed_folder) as server:
+        server.start()
+        yield server
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """Four pictures of 40 × 50 pixels with a bright disc, in the MedVLSM layout."""
@@ -120,6 +145,11 @@ def volumes(tmp_path):
     description = {"labels": {"0": "background", "1": "ball", "2": "cube"}, "training": rows}
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
+
+
+def new_server(models: Path, *arguments, python: str | None = None) -> Server:
+    settings = ["--device", "cpu", "--precision", "fp32", "--batch-size", 1, *arguments]
+    return Server(python, [str(word) for word in settings], {"VLSM_MODELS": str(models)})
 
 
 def make_base(folder: Path, seed: int) -> Path:

@@ -42,4 +42,4 @@ class EncodingCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(maps.nbytes for maps in self._entries.values())
+        return sum(maps.nbytes for maps in tuple(self._entries.values()))  # another thread may add one

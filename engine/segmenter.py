@@ -84,6 +84,7 @@ class Segmenter:
     Attributes:
         volume, planes, intensity_range: what was set, the planes in which it is sliced, and the intensities
             that the model sees as 0 and 1.
+        cache: keeps encodings; set another before `set_volume` to keep those of a volume apart.
 
     Args:
         adapter: name or folder of an adapter; the base alone when None.
@@ -116,7 +117,7 @@ class Segmenter:
         self.volume: Volume | None = None
         self.planes: tuple[str, ...] = ()
         self.intensity_range: tuple[float, float] = (0.0, 1.0)
-        self._cache = EncodingCache()
+        self.cache = EncodingCache()
         self._planes: list[_EncodedPlane] = []
 
     @property
@@ -158,12 +159,12 @@ class Segmenter:
         total, done = sum(len(positions) for positions in kept.values()), 0
         encoded = []
         for name, stack in stacks.items():
-            weights = self.base.sha256, self.card and self.card.sha256, self.model.dtype
+            weights = self.base.sha256, self.card and self.card.sha256, self.model.dtype, str(self.device)
             key = volume_key(volume, name, low, high, self.channels, *weights)
-            maps = self._cache.get(key)
+            maps = self.cache.get(key)
             if maps is None:
                 maps = self._encode(stack, kept[name], low, high, lambda n, done=done: on_progress(done + n, total))
-                self._cache.put(key, maps)
+                self.cache.put(key, maps)
             done += len(kept[name])
             on_progress(done, total)
             encoded.append(_EncodedPlane(name, kept[name], maps))
@@ -210,6 +211,10 @@ class Segmenter:
             threshold=threshold,
             presence_threshold=self.card.presence_threshold if self.card else DEFAULT_THRESHOLD,
         )
+
+    def forget_volume(self) -> None:
+        """Let go of the volume that was set and of its encodings, but for those in `cache`."""
+        self.volume, self.planes, self._planes = None, (), []
 
     def _threshold(self, wanted: float | None) -> float:
         if wanted is None:
@@ -281,7 +286,7 @@ class Segmenter:
         self.model.to(self.device, choose_dtype("auto", self.device))
         self.batch_size = choose_batch_size("auto", self._bytes_per_slice(), self.device)
         self._planes = [replace(plane, maps=plane.maps.cpu()) for plane in self._planes]
-        self._cache = EncodingCache()
+        self.cache = EncodingCache()
 
     def _bytes_per_slice(self) -> int:
         return self.model.values_per_slice(self.base.side) * self.model.dtype.itemsize

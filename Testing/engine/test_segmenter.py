@@ -6,6 +6,7 @@ import torch
 from conftest import SIDE, ball, make_adapter
 
 from engine.bases import open_base
+from engine.cache import EncodingCache
 from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches
 from engine.errors import Cancelled, UserError
 from engine.imaging.intensity import intensity_range
@@ -72,20 +73,20 @@ def test_another_volume_is_encoded_anew(segmenter, volume, change):
     if "voxels" in change:
         fields["voxels"] = volume.voxels + 1
     segmenter.set_volume(Volume(**fields), plane="axial", window="percentiles")
-    assert len(segmenter._cache) == 2
+    assert len(segmenter.cache) == 2
 
 
 @pytest.mark.parametrize("settings", [{"plane": "coronal"}, {"window": "full"}])
 def test_another_plane_or_window_is_encoded_anew(segmenter, volume, settings):
     segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"}))
     segmenter.set_volume(volume, **({"plane": "axial", "window": "percentiles"} | settings))
-    assert len(segmenter._cache) == 2
+    assert len(segmenter.cache) == 2
 
 
 def test_the_cache_takes_no_more_than_half_precision_maps(segmenter, volume):
     segmenter.set_volume(volume)
     tokens, reduce_dim, depth = (SIDE // 16) ** 2 + 1, 16, 3
-    assert segmenter._cache.nbytes == (SHAPE[0] - 1) * tokens * reduce_dim * depth * 2
+    assert segmenter.cache.nbytes == (SHAPE[0] - 1) * tokens * reduce_dim * depth * 2
 
 
 def test_a_threshold_moves_without_the_model(segmenter, volume):
@@ -152,6 +153,16 @@ def test_after_cancelling_no_prompt_is_answered_for_the_volume_before(segmenter,
         segmenter.set_volume(volume, window="full", on_progress=cancel)
     with pytest.raises(UserError, match="no volume"):
         segmenter.segment("brain")
+
+
+def test_a_volume_that_is_forgotten_is_held_no_more(segmenter, volume):
+    segmenter.cache = kept_apart = EncodingCache()
+    segmenter.set_volume(volume)
+    segmenter.forget_volume()
+    assert len(kept_apart) == 1
+    with pytest.raises(UserError, match="no volume"):
+        segmenter.segment("brain")
+    assert segmenter.volume is None and not segmenter._planes
 
 
 def test_what_is_not_present_has_an_empty_mask(segmenter, volume):

@@ -1,0 +1,163 @@
+"""Serve segmentation over HTTP: on this machine only, and to those who have the token.
+
+Prints one line of JSON on standard output once it is ready: url, token, version and pid.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from engine import __version__
+from engine.cli import run
+from engine.errors import UserError
+
+TOKEN_VARIABLE = "VLSM_TOKEN"
+SHORTEST_TOKEN = 16
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+GRACE_SECONDS = 2
+MIB = 1 << 20
+
+
+def main() -> None:
+    options, token = _parser().parse_args(), _token()
+    if not options.allow_download:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is loaded, so before the server is
+    try:
+        from engine.server.app import create_app
+        from engine.server.connection import HttpServer
+    except ModuleNotFoundError as error:
+        raise UserError(f"the server needs {error.name}; run pip install --editable '.[serve]'") from error
+
+    _log_what_names_nobody()
+    settings = _settings(options, token)
+    app = create_app(settings)
+    listener = _listen(options.host, options.port)
+    server = HttpServer(app, GRACE_SECONDS)
+    if options.parent_pid:
+        threading.Thread(target=_stop_with, args=(options.parent_pid, server), daemon=True).start()
+    _announce(listener, settings, options.host)
+    server.run([listener])
+    sys.stdout.flush()
+    os._exit(0)  # a job may still be in its last slices
+
+
+def _settings(options: argparse.Namespace, token: str):
+    from engine.server.app import Settings
+
+    for folder in options.allow_path:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder; --allow-path takes folders that clients may have files read from"
+            )
+    return Settings(
+        token=token,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        allowed=tuple(folder.resolve() for folder in options.allow_path),
+        memory_bytes=options.memory_mb * MIB,
+        body_bytes=options.body_mb * MIB,
+        volumes=options.volumes,
+        waiting=options.waiting,
+        models=options.models,
+    )
+
+
+def _log_what_names_nobody() -> None:
+    """Log warnings of this project and of the HTTP server alone: those of others may quote a patient's file."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
+    warnings.simplefilter("ignore")
+
+
+def _token() -> str:
+    """Return a fresh token, or the one of the environment; it is no option, which others could see."""
+    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32)
+    if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError(f"{TOKEN_VARIABLE} must have {SHORTEST_TOKEN} or more ASCII characters, without spaces")
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({error}); choose another --host or --port"
+        ) from error
+
+
+def _announce(listener: socket.socket, settings, host: str) -> None:
+    address, port = listener.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+    print(
+        json.dumps({"url": url, "token": settings.token, "version": __version__, "pid": os.getpid()}),
+        flush=True,
+    )
+    print(f"serving at {url}; what can be asked is described at {url}/docs; Ctrl-C stops", file=sys.stderr)
+    if host not in LOOPBACK:
+        print(
+            f"others can reach {host}, and nothing is encrypted; better serve 127.0.0.1 through ssh -L",
+            file=sys.stderr,
+        )
+
+
+def _stop_with(pid: int, server) -> None:
+    """End the server once the process that started it is gone."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    except psutil.NoSuchProcess:
+        pass
+    server.should_exit = True
+    time.sleep(2 * GRACE_SECONDS)
+    os._exit(0)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("give a whole number of at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.serve", description=__doc__)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    add("--port", type=int, default=0, help="default: any that is free")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
+    add(
+        "--allow-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="let clients name files in it",
+    )
+    add("--allow-download", action="store_true", help="fetch the public base when an adapter needs it")
+    add("--memory-mb", type=_positive, default=4096, help="for volumes, encodings and results (default: 4096)")
+    add("--body-mb", type=_positive, default=1024, help="largest volume (default: 1024)")
+    add("--volumes", type=_positive, default=16, help="how many are held (default: 16)")
+    add("--waiting", type=_positive, default=32, help="how many jobs may wait (default: 32)")
+    add("--models", type=_positive, default=3, help="how many stay warm (default: 3)")
+    add("--parent-pid", type=int, help="end when this process ends")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

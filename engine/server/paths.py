@@ -1,0 +1,48 @@
+"""Volumes from files of the server's machine, in the folders that are allowed."""
+
+from pathlib import Path
+
+from engine.imaging.reading import read_volume
+from engine.imaging.volume import Volume
+from engine.server.refusal import Refusal
+
+FORBIDDEN = "the server may not read files there; send the voxels, or use --allow-path"
+DETACHED = (".nhdr", ".mhd")  # headers that name the file of their voxels, which may lie anywhere
+
+
+def read_allowed(path: str, series: str | None, frame: int | None, allowed: tuple[Path, ...], limit: int) -> Volume:
+    """Read a volume.
+
+    Args:
+        allowed: the folders, resolved, in which files may be read.
+        limit: bytes of the files.
+
+    Raises:
+        Refusal: the path leads elsewhere, also by a link, whether it exists or not; the files are too large.
+        UserError: the file cannot be read.
+    """
+    meant = _resolved(path)
+    if not _is_inside(meant, allowed):
+        raise Refusal(403, FORBIDDEN)
+    files = [meant, *(meant.rglob("*") if meant.is_dir() else [])]
+    if not all(_is_inside(_resolved(file), allowed) for file in files):
+        raise Refusal(403, FORBIDDEN)
+    if meant.exists() and not (meant.is_file() or meant.is_dir()):
+        raise Refusal(403, "the server reads files and folders, and nothing else")
+    if any(file.name.lower().endswith(DETACHED) for file in files):
+        raise Refusal(403, f"the server reads no headers without voxels ({', '.join(DETACHED)}); use .nrrd or .mha")
+    if sum(file.stat().st_size for file in files if file.is_file()) > limit:
+        raise Refusal(413, f"the files are larger than the {limit:,} bytes that the server takes")
+    return read_volume(meant, series, frame)
+
+
+def _is_inside(place: Path | None, allowed: tuple[Path, ...]) -> bool:
+    return place is not None and any(place.is_relative_to(folder) for folder in allowed)
+
+
+def _resolved(path: str | Path | None) -> Path | None:
+    """Return where a path leads; None where it leads nowhere, with a NUL in it or by links in a circle."""
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError, TypeError):
+        return None
