@@ -1,6 +1,7 @@
 """The Slicer module: only what Slicer must find in a file of its name. The work is done in VLSMSegmenterLib."""
 
 import slicer
+import slicer.util
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
@@ -9,8 +10,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from VLSMSegmenterLib.logic import SegmenterLogic
 
-HELP = """Type what you want to see ("left ventricle", "polyp"), pick an adapter, and get segments: a frozen CLIPSeg with
-small trained adapters. Nothing leaves this computer unless you set up a server elsewhere.
+HELP = """Type what you want to see ("left ventricle", "polyp"), pick an adapter, and get segments: a frozen CLIPSeg
+with small trained adapters. Nothing leaves this computer unless you set up a server elsewhere.
 Research only; not a medical device."""
 
 
@@ -41,6 +42,9 @@ class VLSMSegmenterWidget(ScriptedLoadableModuleWidget):
         self.logic = VLSMSegmenterLogic()
         self.panel = Panel(self.logic, self.resourcePath("UI/VLSMSegmenter.ui"))
         self.layout.addWidget(self.panel.widget)
+
+    def enter(self):
+        self.panel.enter()
 
     def cleanup(self):
         self.panel.close()

@@ -8,6 +8,7 @@ worker.py        jobs in threads, whose news arrive where Slicer may be touched
 engines.py       where the engine runs: a process of this machine, or a server elsewhere
 logic.py         all of these together, for Python
 panel.py         the same for the mouse
+setup_section.py the part of the panel that chooses the engine
 """
 
 import sys

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import slicer
 import slicer.util
+
+from engine.client import Client, RemoteVolume, Result
+from engine.errors import Cancelled, UserError
+from engine.imaging.segments import fill_holes, keep_largest, segment_colors
+from engine.protocol import LEVELS
 from VLSMSegmenterLib import segmentations, words
 from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
 from VLSMSegmenterLib.terminology import terminology_of
 from VLSMSegmenterLib.volumes import Box, Grid, add_volume, box_of, grid_of, modality_of, voxels_of
 from VLSMSegmenterLib.worker import Job, poll_by_timer
-
-from engine.client import RemoteVolume, Result
-from engine.errors import Cancelled, UserError
-from engine.imaging.segments import fill_holes, keep_largest, segment_colors
-from engine.protocol import LEVELS
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,27 @@ class Finding:
         return f"{self.result.prompt}: {self.size}, presence {self.result.presence:.2f}{took}"
 
 
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """A request with the voxels in the box as they were when it was made; `key` changes when they are edited."""
+
+    request: Request
+    key: tuple
+    voxels: np.ndarray
+    grid: Grid
+    box: Box
+    modality: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """A volume that an engine has: `there` is of no use to an engine that was started anew."""
+
+    order: _Order
+    client: Client
+    there: RemoteVolume
+
+
 class SegmenterLogic:
     """Segments volume nodes, one job at a time.
 
@@ -117,7 +138,7 @@ class SegmenterLogic:
         self.job: Job | None = None
         self._findings: dict[tuple[str, str], Finding] = {}  # by the ids of segmentation and segment
         self._undo: list[tuple[str, bool, dict[str, segmentations.Snapshot | None]]] = []  # node, was new, before
-        self._sent: tuple[tuple, RemoteVolume] | None = None  # the last volume, for the next prompt
+        self._sent: _Sent | None = None  # the last volume, for the next prompt
         self._state = ""
 
     @property
@@ -170,6 +191,19 @@ class SegmenterLogic:
         if job.error:
             raise job.error
         return job.value
+
+    def ask_engine(self, on_done: Callable[[Job], None]) -> Job:
+        """Ask the engine, starting it where it does not run, what it has; `on_done` gets the job, whose `value` is
+        {"adapters": cards, "bases": names, "device": name} or whose `error` says what went wrong."""
+        engine = self.engine
+
+        def work(job: Job) -> dict:
+            client = engine.client()
+            return {"adapters": client.adapters(), "bases": client.bases(), "device": client.health()["device"]}
+
+        job = Job(work, lambda event: None, on_done, engine.stop)
+        poll_by_timer(job)
+        return job
 
     def cancel(self) -> None:
         """Stop the running job, if any; nothing is written."""
@@ -255,7 +289,7 @@ class SegmenterLogic:
         return bool(self._undo)
 
     def undo(self) -> None:
-        """Take back the last run: its new segments go, replaced ones are what they were, others stay as they are."""
+        """Take back the last run: its new segments go, replaced ones are what they were, others are not touched."""
         if self.is_busy:
             raise UserError("a segmentation is running; wait for it, or cancel it, before undoing")
         while self._undo and not self._undo_one():
@@ -280,35 +314,8 @@ class SegmenterLogic:
 
     def _start(self, volume, segmentation, request: Request, on_done, on_progress) -> Job:
         segmentations.segmentation_for(volume, segmentation)  # says what is wrong before anything is computed
-        grid, voxels = grid_of(volume), voxels_of(volume)
-        box = box_of(request.roi, volume) if request.roi else tuple(slice(0, size) for size in grid.shape)
-        image = volume.GetImageData()
-        key = (volume.GetID(), image.GetAddressAsString(""), image.GetMTime(), grid, str(box), id(self.engine))
-        sent = self._sent[1] if self._sent and self._sent[0] == key else None
-        voxels = None if sent else np.array(voxels[box])  # a copy: the thread must not see edits
-        modality = modality_of(volume)
         ids = volume.GetID(), segmentation.GetID() if segmentation else None
-
-        def work(job: Job) -> tuple[RemoteVolume, list[Result], dict]:
-            job.report({"state": "starting"})
-            client = self.engine.client()
-            started, part = time.monotonic(), grid.cropped(box)
-            there = sent or client.put_volume(
-                voxels,
-                part.spacing_mm,
-                part.origin_lps,
-                part.direction_lps,
-                modality,
-                flat=grid.shape[0] == 1,
-                on_progress=lambda done, total: job.report({"state": "sending", "done": done, "total": total}),
-            )
-            options = {name: getattr(request, name) for name in ("adapter", "base", "plane", "window", "threshold")}
-            results = client.segment(
-                there, request.prompts, **options, on_progress=job.report, cancelled=lambda: job.cancelled
-            )
-            cards = {card["name"]: card for card in client.adapters()}
-            facts = {"seconds": time.monotonic() - started, "device": client.health()["device"]}
-            return there, results, facts | {"card": cards.get(request.adapter)}
+        order = self._order(volume, request)
 
         def progress(event: dict) -> None:
             self._state = event["state"]
@@ -318,10 +325,9 @@ class SegmenterLogic:
         def end(job: Job) -> None:
             self._state = ""
             if job.error is None:
+                found, job.value = job.value, None
                 try:
-                    there, results, facts = job.value
-                    job.value, self._sent = None, (key, there)
-                    job.value = self._finish(ids, request, grid, box, results, facts)
+                    job.value = self._finish(ids, order, *found)
                 except Exception as error:
                     job.error = error
             if job.error is not None:
@@ -329,45 +335,80 @@ class SegmenterLogic:
             if on_done is not None:
                 on_done(job)
 
-        self.job = Job(work, progress, end, self.engine.stop)
+        self.job = Job(lambda job: self._compute(job, order), progress, end, self.engine.stop)
         return self.job
 
-    def _finish(self, ids, request: Request, grid: Grid, box: Box, results: list[Result], facts: dict):
+    def _order(self, volume, request: Request) -> "_Order":
+        """Return all that the thread needs, which must not touch the scene."""
+        grid, voxels, image = grid_of(volume), voxels_of(volume), volume.GetImageData()
+        box = box_of(request.roi, volume) if request.roi else tuple(slice(0, size) for size in grid.shape)
+        key = (volume.GetID(), image.GetAddressAsString(""), image.GetMTime(), grid, str(box))
+        known = self._sent is not None and self._sent.order.key == key
+        copy = self._sent.order.voxels if known else np.array(voxels[box])  # the thread must not see edits
+        return _Order(request, key, copy, grid, box, modality_of(volume))
+
+    def _compute(self, job: Job, order: "_Order") -> tuple["_Sent", list[Result], dict]:
+        """Have the engine segment; called in the thread."""
+        job.report({"state": "starting"})
+        client = self.engine.client()
+        started, last = time.monotonic(), self._sent
+        if last and last.order.key == order.key and last.client is client:
+            there = last.there
+        else:
+            part = order.grid.cropped(order.box)
+            there = client.put_volume(
+                order.voxels,
+                part.spacing_mm,
+                part.origin_lps,
+                part.direction_lps,
+                order.modality,
+                flat=part.shape[0] == 1,
+                on_progress=lambda done, total: job.report({"state": "sending", "done": done, "total": total}),
+            )
+        request = order.request
+        options = {name: getattr(request, name) for name in ("adapter", "base", "plane", "window", "threshold")}
+        results = client.segment(
+            there, request.prompts, **options, on_progress=job.report, cancelled=lambda: job.cancelled
+        )
+        cards = {card["name"]: card for card in client.adapters()}
+        facts = {"card": cards.get(request.adapter), "device": client.health()["device"]}
+        return _Sent(order, client, there), results, facts | {"seconds": time.monotonic() - started}
+
+    def _finish(self, ids, order: "_Order", sent: "_Sent", results: list[Result], facts: dict):
         """Write what was found; return the segmentation. All is taken back where a part of it fails."""
+        self._sent = sent
         volume, chosen = (slicer.mrmlScene.GetNodeByID(identifier) if identifier else None for identifier in ids)
         if volume is None or (ids[1] and chosen is None):
             raise UserError("the volume or its segmentation was removed meanwhile; nothing was written")
-        if volume.GetImageData() is None or grid_of(volume) != grid:
+        if volume.GetImageData() is None or grid_of(volume) != order.grid:
             raise UserError(f"the volume '{volume.GetName()}' was changed meanwhile; segment again")
         target = segmentations.segmentation_for(volume, chosen)
         node = segmentations.prepare(volume, target)
         before: dict[str, segmentations.Snapshot | None] = {}
         self._undo.append((node.GetID(), target is None, before))
         try:
-            made = [
-                self._write(
-                    node,
-                    Finding(
-                        self._segment_for(node, result, request, facts["card"], before),
-                        result,
-                        grid,
-                        box,
-                        segmentations.geometry_of(node),
-                        result.threshold,
-                        request.largest_only,
-                        request.holes_filled,
-                        seconds=facts["seconds"],
-                        device=facts["device"],
-                    ),
-                )
-                for result in results
-            ]
+            made = [self._write(node, self._finding(node, order, result, facts, before)) for result in results]
         except Exception:
             self._undo_one()
             raise
         self._forget_what_is_gone()
         self.status = "\n".join(finding.describe() for finding in made)
         return node
+
+    def _finding(self, node, order: "_Order", result: Result, facts: dict, before: dict) -> Finding:
+        request = order.request
+        return Finding(
+            self._segment_for(node, result, request, facts["card"], before),
+            result,
+            order.grid,
+            order.box,
+            segmentations.geometry_of(node),
+            result.threshold,
+            request.largest_only,
+            request.holes_filled,
+            seconds=facts["seconds"],
+            device=facts["device"],
+        )
 
     @staticmethod
     def _segment_for(node, result: Result, request: Request, card: dict | None, before: dict) -> str:

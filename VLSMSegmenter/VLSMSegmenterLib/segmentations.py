@@ -10,9 +10,9 @@ import numpy as np
 import slicer
 import vtk
 import vtk.util.numpy_support
-from VLSMSegmenterLib.volumes import Grid, grid_of
 
 from engine.errors import UserError
+from VLSMSegmenterLib.volumes import Grid, grid_of
 
 TAG_PREFIX = "VLSMSegmenter."
 PROMPT, ADAPTER, BASE, THRESHOLD, PRESENCE, CLEAN_UP = (

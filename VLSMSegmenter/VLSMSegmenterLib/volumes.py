@@ -11,6 +11,7 @@ import vtk.util.numpy_support
 from engine.errors import UserError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+ROUNDING = 1e-3  # of a voxel
 Box = tuple[slice, slice, slice]  # along z, y, x
 
 
@@ -131,7 +132,7 @@ def box_of(roi: "slicer.vtkMRMLMarkupsROINode", volume: "slicer.vtkMRMLScalarVol
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(None, volume.GetParentTransformNode(), world_to_node)
     inside = np.array([world_to_node.TransformPoint(corner[:3]) for corner in corners])
     indices = np.c_[inside, np.ones(8)] @ ras_to_ijk.T[:, :3]
-    low, high = np.ceil(indices.min(0) - 1e-6), np.floor(indices.max(0) + 1e-6) + 1
+    low, high = np.ceil(indices.min(0) - ROUNDING), np.floor(indices.max(0) + ROUNDING) + 1
     low, high = np.maximum(low, 0).astype(int), np.minimum(high, grid.shape[::-1]).astype(int)
     if (low >= high).any():
         raise UserError(f"the region '{roi.GetName()}' holds no voxel of '{volume.GetName()}'; move it")

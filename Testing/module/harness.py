@@ -60,9 +60,9 @@ def open_scene(folder: Path) -> Iterator["slicer.vtkMRMLScene"]:
         patch.setattr(slicer, "modules", modules, raising=False)
         patch.setitem(sys.modules, "slicer.modules", modules)
         yield scene
+        scene.Clear(1)
         for logic in logics.values():
             logic.SetMRMLScene(None)
-        scene.Clear(1)
 
 
 def add_volume(voxels: np.ndarray, axes: np.ndarray = DIRECTIONS["oblique"], name: str = "scan"):
