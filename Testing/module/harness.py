@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_adapter, own_folder
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed (Linux with Python 3.11 only)")
 util = pytest.importorskip("slicer.util")
@@ -78,6 +79,25 @@ def add_transform(matrix: np.ndarray):
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     node.SetMatrixTransformToParent(util.vtkMatrixFromArray(matrix))
     return node
+
+
+def make_models(folder: Path, base: Path) -> Path:
+    """Make a folder with two adapters: "head", and "strict", which finds nothing."""
+    make_adapter(folder / "head", base, prompts=["brain", "left lung"], threshold=0.3, data_set="one ball")
+    make_adapter(folder / "strict", base, presence_threshold=0.999)
+    return folder
+
+
+@contextmanager
+def warm_engine(models: Path) -> Iterator:
+    """Yield a process of the engine that has these models."""
+    from VLSMSegmenterLib.engines import LocalEngine
+
+    engine = LocalEngine(arguments=("--device", "cpu"))
+    with own_folder(models):
+        engine.client()
+    yield engine
+    engine.stop()
 
 
 def mask_of(segmentation, identifier: str, volume) -> np.ndarray:

@@ -47,7 +47,7 @@ QtCore.QObject.name = _as_attribute("objectName")
 QtCore.QObject.className = lambda self: self.metaObject().className()
 
 
-class ctkCollapsibleButton(QtWidgets.QFrame):
+class ctkCollapsibleButton(QtWidgets.QWidget):
     """A headline that shows or hides what is under it."""
 
     def __init__(self, parent=None):

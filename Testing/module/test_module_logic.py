@@ -6,8 +6,18 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ball, make_adapter, own_folder
-from harness import add_transform, add_volume, ids_by_name, mask_of, open_scene, slicer, util
+from conftest import ball, own_folder
+from harness import (
+    add_transform,
+    add_volume,
+    ids_by_name,
+    make_models,
+    mask_of,
+    open_scene,
+    slicer,
+    util,
+    warm_engine,
+)
 from VLSMSegmenterLib import segmentations
 from VLSMSegmenterLib.engines import PACKAGES, LocalEngine, RemoteEngine, missing_packages
 from VLSMSegmenterLib.logic import Request, SegmenterLogic
@@ -25,20 +35,14 @@ SHIFT = np.array([[0.0, -1, 0, 15], [1, 0, 0, -7], [0, 0, 1, 100], [0, 0, 0, 1]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_base):
-    folder = tmp_path_factory.mktemp("models")
-    make_adapter(folder / "head", tiny_base, prompts=["brain", "left lung"], threshold=0.3)
-    make_adapter(folder / "strict", tiny_base, presence_threshold=0.999)
-    return folder
+    return make_models(tmp_path_factory.mktemp("models"), tiny_base)
 
 
 @pytest.fixture(scope="module")
 def engine(models):
     """A process with the tiny models, warm for all tests of this file."""
-    engine = LocalEngine(arguments=("--device", "cpu"))
-    with own_folder(models):
-        engine.client()
-    yield engine
-    engine.stop()
+    with warm_engine(models) as engine:
+        yield engine
 
 
 @pytest.fixture
