@@ -20,7 +20,8 @@ from harness import (
 )
 from VLSMSegmenterLib import segmentations
 from VLSMSegmenterLib.engines import PACKAGES, LocalEngine, RemoteEngine, missing_packages
-from VLSMSegmenterLib.logic import Request, SegmenterLogic
+from VLSMSegmenterLib.findings import Request
+from VLSMSegmenterLib.logic import SegmenterLogic
 from VLSMSegmenterLib.volumes import grid_of, voxels_of
 from VLSMSegmenterLib.words import duration, number, progress, size, split_prompts
 

@@ -64,9 +64,9 @@ def test_the_adapters_card_and_prompts_are_shown(panel):
     assert panel.ui.statusLabel.text == "ready, on CPU"
     assert panel.ui.adapterBox.currentText == "head"
     assert "one ball" in panel.ui.cardLabel.text and "Dice not measured" in panel.ui.cardLabel.text
-    panel.ui.suggestionBox.activated.emit(2)
-    panel.ui.suggestionBox.activated.emit(1)
-    panel.ui.suggestionBox.activated.emit(2)
+    for index in (2, 1, 2):
+        panel.ui.suggestionBox.setCurrentIndex(index)
+        panel.ui.suggestionBox.activated.emit(index)
     assert panel.ui.promptEdit.plainText == "left lung\nbrain"
     panel.ui.adapterBox.setCurrentIndex(0)
     assert panel.ui.cardLabel.text == "" and not panel.ui.suggestionBox.visible

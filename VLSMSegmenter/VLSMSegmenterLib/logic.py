@@ -6,7 +6,6 @@
 Everything here belongs to the main thread; what takes long runs in a job of its own.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,87 +16,14 @@ import slicer.util
 
 from engine.client import Client, RemoteVolume, Result
 from engine.errors import Cancelled, UserError
-from engine.imaging.segments import fill_holes, keep_largest, segment_colors
+from engine.imaging.segments import segment_colors
 from engine.protocol import LEVELS
 from VLSMSegmenterLib import segmentations, words
 from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
+from VLSMSegmenterLib.findings import Finding, Request, digest_of
 from VLSMSegmenterLib.terminology import terminology_of
 from VLSMSegmenterLib.volumes import Box, Grid, add_volume, box_of, grid_of, modality_of, voxels_of
 from VLSMSegmenterLib.worker import Job, poll_by_timer
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to segment and how; what is None is the adapter's own.
-
-    Attributes:
-        replace: whether a prompt that was run before replaces its own segment; otherwise it gets another one.
-        roi: a region of interest outside which nothing is looked at.
-    """
-
-    prompts: tuple[str, ...]
-    adapter: str | None = None
-    base: str | None = None
-    plane: str | None = None
-    window: str | None = None
-    threshold: float | None = None
-    largest_only: bool = False
-    holes_filled: bool = False
-    replace: bool = False
-    roi: "slicer.vtkMRMLMarkupsROINode | None" = None
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A segment with all that is needed to make it anew at another threshold.
-
-    Attributes:
-        result: with the probability in the box.
-        grid: of the whole volume.
-        box: the voxels that were looked at.
-        geometry: of the segmentation, as it was.
-        digest: of the mask that was written last, to notice edits by hand.
-        seconds, device: what it took, and where.
-    """
-
-    segment_id: str
-    result: Result
-    grid: Grid
-    box: Box
-    geometry: str
-    threshold: float
-    largest_only: bool
-    holes_filled: bool
-    voxels: int = 0
-    digest: bytes = b""
-    seconds: float = 0.0
-    device: str = ""
-
-    @property
-    def size(self) -> str:
-        return words.size(self.voxels, self.result.voxel_volume_ml, self.grid.shape[0] == 1)
-
-    def mask(self) -> np.ndarray:
-        """Return the mask (z, y, x) bool on the whole grid."""
-        part = self.result.mask(self.threshold)
-        if part.any():
-            part = keep_largest(part) if self.largest_only else part
-            part = fill_holes(part) if self.holes_filled else part
-        mask = np.zeros(self.grid.shape, bool)
-        mask[self.box] = part
-        return mask
-
-    def describe(self) -> str:
-        """Say it as "liver: 1 423 ml, presence 0.98, 4.1 s on CPU", or "spleen: not found"."""
-        if not self.result.found:
-            return f"{self.result.prompt}: not found"
-        if not self.voxels:
-            return (
-                f"{self.result.prompt}: nothing reaches the threshold {self.threshold:g} "
-                f"(presence {self.result.presence:.2f}); lower it"
-            )
-        took = f", {words.duration(self.seconds)} on {words.device(self.device)}" if self.device else ""
-        return f"{self.result.prompt}: {self.size}, presence {self.result.presence:.2f}{took}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,7 +361,7 @@ class SegmenterLogic:
             segmentations.CLEAN_UP: ", ".join(clean_up).replace("_", " ") or "none",
         }
         segmentations.set_tags(node, finding.segment_id, tags)
-        finding = replace(finding, voxels=int(mask.sum()), digest=_digest(mask))
+        finding = replace(finding, voxels=int(mask.sum()), digest=digest_of(mask))
         self._findings[node.GetID(), finding.segment_id] = finding
         return finding
 
@@ -443,7 +369,7 @@ class SegmenterLogic:
     def _is_edited(node, finding: Finding) -> bool:
         if segmentations.geometry_of(node) != finding.geometry:
             return True
-        return _digest(segmentations.read_mask(node, finding.segment_id, finding.grid)) != finding.digest
+        return digest_of(segmentations.read_mask(node, finding.segment_id, finding.grid)) != finding.digest
 
     def _forget_what_is_gone(self) -> None:
         """Let go of the probabilities of segments that were removed."""
@@ -469,10 +395,6 @@ def _free_color(node, prompt: str) -> tuple[float, float, float]:
     segmentation = node.GetSegmentation()
     names = [segmentation.GetSegment(identifier).GetName() for identifier in segmentations.segment_ids(node)]
     return segment_colors([*names, prompt])[-1]
-
-
-def _digest(mask: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.packbits(mask).data, digest_size=16).digest()
 
 
 def _let_slicer_live() -> None:

@@ -130,7 +130,8 @@ class Panel:
         self.ui.suggestionBox.addItems(list(prompts))
         self.ui.suggestionBox.setVisible(bool(prompts))
 
-    def _on_suggestion(self, index: int) -> None:
+    def _on_suggestion(self, *chosen) -> None:
+        index = self.ui.suggestionBox.currentIndex  # Qt 5 may give the text instead
         if index < 1:
             return
         prompts = words.split_prompts(self.ui.promptEdit.plainText)

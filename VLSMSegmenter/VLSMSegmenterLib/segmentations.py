@@ -236,10 +236,10 @@ def _follow(node, volume) -> None:
         return
     _FOLLOWED[node.GetID(), volume.GetID()] = reference = vtk.vtkWeakReference()
     reference.Set(volume)
-    scene, identifier, grid = volume.GetScene(), node.GetID(), grid_of(volume)
+    identifier, grid = node.GetID(), grid_of(volume)
 
     def moved(volume, event) -> None:
-        follower = scene.GetNodeByID(identifier)
+        follower = volume.GetScene() and volume.GetScene().GetNodeByID(identifier)
         if follower and volume.GetImageData() and grid_of(volume) == grid:
             follower.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
 

@@ -4,7 +4,6 @@ Slicer's own lists are the source: nothing is kept here that could differ from t
 """
 
 import re
-from functools import lru_cache
 
 import slicer
 import vtk
@@ -58,7 +57,6 @@ def _keys(prompt: str) -> list[str]:
     return [key, key.removesuffix("s")]
 
 
-@lru_cache(maxsize=4)
 def _entries(logic: "slicer.vtkSlicerTerminologiesModuleLogic", name: str) -> dict[str, str]:
     """Return the serialised entries of a list by what they may be called, the list's first of equals."""
     entries: dict[str, str] = {}
