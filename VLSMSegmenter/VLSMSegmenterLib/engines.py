@@ -27,6 +27,7 @@ PACKAGES = {
     "psutil": "psutil",
 }
 CHECK_SECONDS = 60
+START_SECONDS = 600  # on a busy machine; who does not want to wait cancels
 
 
 class LocalEngine:
@@ -51,7 +52,7 @@ class LocalEngine:
         """
         with self._starting:
             if self._client is None or not self._server.is_alive:
-                self._client = self._server.start()
+                self._client = self._server.start(START_SECONDS)
             return self._client
 
     def stop(self) -> None:
