@@ -1,0 +1,169 @@
+"""The panel on a Qt stand-in over PySide6 (not Slicer itself), with a real engine and Slicer's own MRML."""
+
+import time
+
+import numpy as np
+import pytest
+import qt_stand_in
+from conftest import ball
+from harness import MODULE, add_volume, ids_by_name, make_models, mask_of, open_scene, slicer, warm_engine
+
+SHAPE = (6, 40, 48)
+PATIENCE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, tiny_base):
+    with warm_engine(make_models(tmp_path_factory.mktemp("models"), tiny_base)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def panel(tmp_path, engine, monkeypatch):
+    """The panel with a scan, after it has asked the engine what it has."""
+    qt_stand_in.install(monkeypatch)
+    settings = qt_stand_in.QtCore.QSettings
+    settings.setPath(settings.NativeFormat, settings.UserScope, str(tmp_path))
+    with open_scene(tmp_path):
+        from VLSMSegmenterLib.logic import SegmenterLogic
+        from VLSMSegmenterLib.panel import Panel
+
+        voxels = np.random.default_rng(0).normal(100, 30, SHAPE)
+        voxels[ball(SHAPE, (3, 18, 20), 9)] += 400
+        add_volume(voxels.astype(np.int16))
+        panel = Panel(SegmenterLogic(engine), str(MODULE / "Resources/UI/VLSMSegmenter.ui"))
+        panel.widget.show()
+        panel.enter()
+        until(lambda: panel._asking is None)
+        yield panel
+        panel.widget.close()
+
+
+def until(condition) -> None:
+    """Let Qt work until something is so."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        qt_stand_in.application.processEvents()
+        time.sleep(0.01)
+
+
+def segment(panel, prompts: str):
+    panel.ui.promptEdit.setPlainText(prompts)
+    panel.ui.segmentButton.click()
+    until(lambda: not panel.logic.is_busy)
+    return panel.segmentation
+
+
+def cells(panel) -> list[list[str]]:
+    table = panel.ui.table
+    return [[table.item(row, column).text() for column in range(3)] for row in range(table.rowCount)]
+
+
+def test_the_adapters_card_and_prompts_are_shown(panel):
+    assert panel.ui.statusLabel.text == "ready, on CPU"
+    assert panel.ui.adapterBox.currentText == "head"
+    assert "one ball" in panel.ui.cardLabel.text and "Dice not measured" in panel.ui.cardLabel.text
+    for index in (2, 1, 2):
+        panel.ui.suggestionBox.setCurrentIndex(index)
+        panel.ui.suggestionBox.activated.emit(index)
+    assert panel.ui.promptEdit.plainText == "left lung\nbrain"
+    panel.ui.adapterBox.setCurrentIndex(0)
+    assert panel.ui.cardLabel.text == "" and not panel.ui.suggestionBox.visible
+
+
+def test_segment_is_possible_with_a_volume_and_a_prompt_only(panel):
+    assert not panel.ui.segmentButton.enabled
+    panel.ui.promptEdit.setPlainText("brain")
+    assert panel.ui.segmentButton.enabled
+    panel.ui.volumeSelector.setCurrentIndex(-1)
+    assert not panel.ui.segmentButton.enabled
+
+
+def test_a_click_makes_segments_a_table_and_words(panel):
+    panel.ui.promptEdit.setPlainText("brain; left lung")
+    panel.ui.segmentButton.click()
+    assert panel.ui.segmentButton.text == "Cancel" and panel.ui.progressBar.visible
+    until(lambda: not panel.logic.is_busy)
+    assert panel.ui.segmentButton.text == "Segment" and not panel.ui.progressBar.visible
+    assert [row[0] for row in cells(panel)] == ["brain", "left lung"] == list(ids_by_name(panel.segmentation))
+    assert panel.ui.statusLabel.text.startswith("brain: ")
+    assert panel.ui.thresholdSlider.value == 30  # the adapter's own
+
+
+def test_the_slider_moves_the_segments(panel):
+    node = segment(panel, "brain")
+    volume = panel.ui.volumeSelector.currentNode()
+    sizes = []
+    for value in (1, 99):
+        panel.ui.thresholdSlider.setValue(value)
+        until(lambda: not panel._settle.isActive())
+        sizes.append(mask_of(node, "brain", volume).sum())
+        assert node.GetSegmentation().GetSegment("brain") and panel.ui.thresholdLabel.text == f"0.{value:02d}"
+    assert sizes[0] > sizes[1]
+
+
+def test_a_prompt_run_again_replaces_only_when_that_is_chosen(panel):
+    node = segment(panel, "brain")
+    panel.ui.segmentButton.click()
+    assert panel.ui.againRow.visible and "brain" in panel.ui.againLabel.text and not panel.logic.is_busy
+    panel.ui.backButton.click()
+    assert not panel.ui.againRow.visible and panel.ui.segmentButton.visible
+    for button, names in ((panel.ui.replaceButton, ["brain"]), (panel.ui.keepButton, ["brain", "brain (2)"])):
+        panel.ui.segmentButton.click()
+        button.click()
+        until(lambda: not panel.logic.is_busy)
+        assert list(ids_by_name(node)) == names
+    panel.ui.undoButton.click()
+    assert list(ids_by_name(node)) == ["brain"] == [row[0] for row in cells(panel)]
+
+
+def test_cancel_is_where_segment_was(panel):
+    panel.ui.promptEdit.setPlainText("brain")
+    panel.ui.segmentButton.click()
+    panel.ui.segmentButton.click()
+    until(lambda: not panel.logic.is_busy)
+    assert panel.ui.statusLabel.text == "cancelled" and panel.ui.segmentButton.text == "Segment"
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_what_goes_wrong_is_said_and_the_panel_goes_on(panel):
+    panel.ui.windowBox.setEditText("nonsense")
+    segment(panel, "brain")
+    assert "nonsense" in panel.ui.statusLabel.text and panel.ui.segmentButton.enabled
+    panel.ui.windowBox.setCurrentIndex(0)
+    assert segment(panel, "brain") is not None
+
+
+def test_the_probability_comes_into_the_scene(panel):
+    segment(panel, "brain")
+    panel.ui.probabilityButton.click()
+    assert slicer.util.getNode("brain probability")
+
+
+def test_a_server_elsewhere_is_tested_and_used(panel):
+    client, ui = panel.logic.engine.client(), panel.ui
+    ui.remoteButton.setChecked(True)
+    ui.urlEdit.setText(client.url)
+    ui.tokenEdit.setText("wrong")
+    ui.testButton.click()
+    until(lambda: "moment" not in ui.setupLabel.text)
+    assert "token" in ui.setupLabel.text
+    panel.logic.engine.stop = lambda: None  # the other tests need it
+    ui.tokenEdit.setText(client._token)
+    ui.testButton.click()
+    until(lambda: "moment" not in ui.setupLabel.text)
+    assert ui.setupLabel.text.startswith("The server answers")
+    ui.tokenEdit.editingFinished.emit()
+    until(lambda: panel._asking is None)
+    assert panel.logic.engine.describe() == client.url
+    assert segment(panel, "brain") is not None
+
+
+def test_what_the_python_lacks_is_said(panel, monkeypatch):
+    from VLSMSegmenterLib.engines import PACKAGES
+
+    monkeypatch.setitem(PACKAGES, "no_such_module", "no-such-package")
+    panel.ui.checkButton.click()
+    until(lambda: "moment" not in panel.ui.setupLabel.text)
+    assert panel.ui.setupLabel.text == "This Python lacks no-such-package. Nothing has been installed."

@@ -1,0 +1,22 @@
+"""What the Slicer module is made of. Imports Slicer and the client's side of the engine, never torch.
+
+volumes.py       a volume node's voxels and grid, as the engine wants them, and back
+segmentations.py segmentation nodes: written segment by segment, others untouched
+terminology.py   SNOMED codes of prompts, from Slicer's own lists
+words.py         prompts from text, and results in words
+worker.py        jobs in threads, whose news arrive where Slicer may be touched
+engines.py       where the engine runs: a process of this machine, or a server elsewhere
+findings.py      what is asked for, and what was found
+logic.py         all of these together, for Python
+panel.py         the same for the mouse
+setup_section.py the part of the panel that chooses the engine
+"""
+
+import sys
+from pathlib import Path
+
+# An installed module has the engine beside it; in the repository it is one folder further up. It comes before an
+# engine that was installed by itself, which may be of another version.
+_ROOTS = [folder for folder in Path(__file__).resolve().parents[1:3] if (folder / "engine" / "client.py").is_file()]
+if _ROOTS and str(_ROOTS[0]) not in sys.path:
+    sys.path.insert(0, str(_ROOTS[0]))

@@ -1,0 +1,55 @@
+"""Prompts from text, and results in words."""
+
+import math
+import re
+
+SECONDS_A_MINUTE = 60
+
+
+def split_prompts(text: str) -> list[str]:
+    """Return the prompts of a text: one a line, or several with `;` between them; each once."""
+    prompts = (" ".join(part.split()) for part in re.split(r"[;\n]", text))
+    return list(dict.fromkeys(prompt for prompt in prompts if prompt))
+
+
+def number(value: float) -> str:
+    """Return a number with three digits that say something, and spaces between thousands."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 3)}f}".replace(",", " ") if value < 100 else f"{value:,.0f}".replace(",", " ")
+
+
+def size(voxels: int, voxel_volume_ml: float, flat: bool) -> str:
+    """Return how large something is: in millilitres, or in pixels where there is a single slice."""
+    return f"{number(voxels)} pixels" if flat else f"{number(voxels * voxel_volume_ml)} ml"
+
+
+def duration(seconds: float) -> str:
+    if seconds < SECONDS_A_MINUTE:
+        return f"{seconds:.1f} s" if seconds < 10 and seconds % 1 else f"{seconds:.0f} s"
+    return f"{int(seconds // SECONDS_A_MINUTE)} min {int(seconds % SECONDS_A_MINUTE)} s"
+
+
+def device(name: str) -> str:
+    """Return a device of PyTorch as people say it."""
+    return {"cpu": "CPU", "cuda": "GPU", "mps": "GPU"}.get(name.split(":")[0], name)
+
+
+def progress(event: dict) -> str:
+    """Return one of the events of a job in words."""
+    state, done, total = event["state"], event.get("done", 0), event.get("total", 0)
+    if state == "waiting":
+        ahead = event.get("ahead", 0)
+        return f"waiting for {ahead} other job{'s' if ahead > 1 else ''}" if ahead else "about to begin"
+    left = event.get("seconds_left")
+    rest = f", about {duration(math.ceil(left))} left" if left else ""
+    words = {
+        "starting": "starting the engine (the first time takes a while)",
+        "sending": f"sending the volume: {100 * done // max(total, 1)} %",
+        "loading": "loading the model",
+        "encoding": f"looking at slices: {done} of {total}{rest}",
+        "decoding": f"segmenting: {done} of {total} slices{rest}",
+        "done": "fetching the result",
+    }
+    return words.get(state, state)
