@@ -85,12 +85,13 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process that it started."""
-        if self._process:
-            _end_tree(self._process)
-            self._process.stdout.close()
-        if self._folder:
-            self._folder.cleanup()
-        self._process = self._folder = None
+        process, folder = self._process, self._folder
+        self._process = self._folder = None  # at once, as another thread may stop it too
+        if process:
+            _end_tree(process)
+            process.stdout.close()
+        if folder:
+            folder.cleanup()
 
     def __enter__(self) -> "Server":
         return self

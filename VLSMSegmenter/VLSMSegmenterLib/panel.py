@@ -13,6 +13,7 @@ from VLSMSegmenterLib.setup_section import SetupSection
 from VLSMSegmenterLib.worker import Job
 
 OWN = "the adapter's own"
+ALL_STRUCTURES = "(all)"  # in the metrics of a card
 PLANES = ("axial", "coronal", "sagittal", "all", "auto")
 WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
 COLUMNS = ("Segment", "Presence", "Size")
@@ -308,8 +309,7 @@ def _card_at_a_glance(card: dict | None) -> str:
     if card is None:
         return ""
     lines = [card.get("intended_use"), card.get("data_set")]
-    dice = card.get("metrics", {}).get("dice")
-    facts = [f"Dice {dice:.2f}" if isinstance(dice, int | float) else "Dice not measured", card.get("licence")]
+    facts = [_dice_of(card), card.get("licence")]
     lines.append(" · ".join(fact for fact in facts if fact))
     return "<br>".join(html.escape(line) for line in lines if line)
 
@@ -319,3 +319,10 @@ def _swatch(color: tuple[float, float, float]):
     picture = qt.QPixmap(14, 14)
     picture.fill(qt.QColor(*(round(255 * value) for value in color)))
     return qt.QIcon(picture)
+
+
+def _dice_of(card: dict) -> str:
+    """Return the Dice of the first data set that an adapter was tested on, over all its structures."""
+    structures = next(iter(card.get("metrics", {}).values()), {})
+    figures = structures.get(ALL_STRUCTURES) or next(iter(structures.values()), {})
+    return f"Dice {figures['dice']:.2f} on its test split" if "dice" in figures else "Dice not measured"
