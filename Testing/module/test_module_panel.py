@@ -63,7 +63,7 @@ def cells(panel) -> list[list[str]]:
 def test_the_adapters_card_and_prompts_are_shown(panel):
     assert panel.ui.statusLabel.text == "ready, on CPU"
     assert panel.ui.adapterBox.currentText == "head"
-    assert "one ball" in panel.ui.cardLabel.text and "Dice not measured" in panel.ui.cardLabel.text
+    assert "one ball" in panel.ui.cardLabel.text and "Dice 0.51 on its test split" in panel.ui.cardLabel.text
     for index in (2, 1, 2):
         panel.ui.suggestionBox.setCurrentIndex(index)
         panel.ui.suggestionBox.activated.emit(index)
