@@ -37,6 +37,7 @@ class Server:
         self._python, self._arguments = python or sys.executable, list(arguments)
         self._environment = environment or {}
         self.url, self.token, self.pid = "", "", 0
+        self._stopping = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None  # of its standard error
 
@@ -85,13 +86,13 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process that it started."""
-        process, folder = self._process, self._folder
-        self._process = self._folder = None  # at once, as another thread may stop it too
-        if process:
-            _end_tree(process)
-            process.stdout.close()
-        if folder:
-            folder.cleanup()
+        with self._stopping:  # another thread may stop it too, and both return when it is gone
+            if self._process:
+                _end_tree(self._process)
+                self._process.stdout.close()
+            if self._folder:
+                self._folder.cleanup()
+            self._process = self._folder = None
 
     def __enter__(self) -> "Server":
         return self
