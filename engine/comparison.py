@@ -116,10 +116,17 @@ def _figures(folder: Path) -> dict:
     }
 
 
+def _over_all(structures: dict[str, dict], method: str) -> dict:
+    """Return the figures over all structures; one of several is no substitute for them."""
+    if len(structures) > 1 and ALL not in structures:
+        raise UserError(f"the card of {method} has no figures over all structures; train it again")
+    return structures.get(ALL) or next(iter(structures.values()))
+
+
 def _table(rows: dict[str, dict]) -> str:
     cells = []
     for method, row in rows.items():
-        means = row["structures"].get(ALL) or next(iter(row["structures"].values()))
+        means = _over_all(row["structures"], method)
         low, high = means["dice_interval"]
         distance = "" if means["hd95"] is None else f"{means['hd95']:.1f}"
         figures = f"{means['dice']:.3f}", f"{low:.3f} – {high:.3f}", f"{means['iou']:.3f}", distance

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ball
+from harness import OBLIQUE, slicer, util, vtk
 
 from engine.imaging.reading import read_volume
 from engine.imaging.segments import Segment
 from engine.imaging.writing import write_segments
-
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed (Linux with Python 3.11 only)")
-util = pytest.importorskip("slicer.util")
-vtk = pytest.importorskip("vtk")
 
 SHAPE = (10, 14, 18)
 DIRECTIONS = {
@@ -21,8 +18,7 @@ DIRECTIONS = {
     "nifti": np.diag([-1.0, -1.0, 1.0]),
     "sagittal": np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]),
     "left-handed": np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]),  # Slicer turns such a volume's slices round
-    "oblique": np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
-    @ np.array([[1, 0, 0], [0, 0.6, -0.8], [0, 0.8, 0.6]]),
+    "oblique": OBLIQUE,
 }
 
 

@@ -4,22 +4,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ball
+from harness import OBLIQUE, slicer, util, vtk
 
 from engine.data import open_data_set
 from engine.imaging.labels import read_segmentation
 from engine.imaging.reading import read_volume
-
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed (Linux with Python 3.11 only)")
-util = pytest.importorskip("slicer.util")
-vtk = pytest.importorskip("vtk")
 
 SHAPE = (10, 14, 18)
 BALLS = {"Köpfchen 脑": ((4, 5, 11), 3), "its neighbour": ((5, 6, 12), 3), "alone": ((7, 8, 4), 1)}
 DIRECTIONS = {
     "axial": np.eye(3),
     "left-handed": np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]),  # Slicer turns such a volume's slices round
-    "oblique": np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
-    @ np.array([[1, 0, 0], [0, 0.6, -0.8], [0, 0.8, 0.6]]),
+    "oblique": OBLIQUE,
 }
 
 

@@ -324,5 +324,6 @@ def _swatch(color: tuple[float, float, float]):
 def _dice_of(card: dict) -> str:
     """Return the Dice of the first data set that an adapter was tested on, over all its structures."""
     structures = next(iter(card.get("metrics", {}).values()), {})
-    figures = structures.get(ALL_STRUCTURES) or next(iter(structures.values()), {})
+    alone = next(iter(structures.values())) if len(structures) == 1 else {}
+    figures = structures.get(ALL_STRUCTURES, alone)
     return f"Dice {figures['dice']:.2f} on its test split" if "dice" in figures else "Dice not measured"
