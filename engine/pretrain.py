@@ -1,4 +1,4 @@
-"""Train a small base from nothing by a recipe, measure it on the test splits, and write it with its card."""
+"""Train a small base by a recipe, measure it on the test splits, and write it with its card."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from engine import __version__
-from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights
+from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
 from engine.cli import progress_bar, run
 from engine.data import DataSet, open_splits
 from engine.errors import UserError
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True, help="YAML, like Resources/Models/mini/recipe.yaml")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders that hold the data sets")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new base")
+    parser.add_argument("--start", help="name or folder of a base whose weights and tokenizer to start from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
 
     started = time.time()
     sets = open_sources(recipe, options.data)
-    network, tokenizer = build(recipe, sets)
+    network, tokenizer = build(recipe, sets, open_base(options.start) if options.start else None)
     if options.device == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
         network.set_attn_implementation("eager")
     model = CLIPSeg(network, freeze=False).to(options.device)

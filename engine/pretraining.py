@@ -1,4 +1,4 @@
-"""Train a small base from nothing on a mixture of labelled data sets."""
+"""Train a small base on a mixture of labelled data sets, from nothing or from an earlier base."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 
-from engine.bases import IMAGENET_MEAN, IMAGENET_STD
+from engine.bases import IMAGENET_MEAN, IMAGENET_STD, Base
 from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet, open_data_set, wordings
 from engine.errors import UserError
 from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
+from engine.optimizer import MuonAdamW
 from engine.prompts import MAXIMUM_TOKENS, encode_prompts
 from engine.samples import Sample, Sampler, collate
 from engine.vocabulary import train_tokenizer
@@ -82,11 +85,46 @@ def open_sources(recipe: Recipe, roots: Sequence[Path]) -> list[DataSet]:
     return [open_data_set(folder, "train", cut) for folder, cut in zip(folders, planes, strict=True)]
 
 
-def build(recipe: Recipe, sets: Sequence[DataSet]) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
-    """Return a CLIPSeg with random weights, and a tokenizer learned from the prompts."""
-    tokenizer = train_tokenizer(set.union(*(wordings(s) for s in sets)), recipe.network["vocabulary"])
+def build(
+    recipe: Recipe, sets: Sequence[DataSet], start: Base | None = None
+) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
+    """Return a CLIPSeg with random weights, and a tokenizer learned from the prompts.
+
+    Args:
+        start: a base of the same network, whose weights and tokenizer are taken instead; it may be for squares of
+            another size.
+
+    Raises:
+        UserError: `start` is of another network.
+    """
+    if start:
+        tokenizer = start.load_tokenizer()
+    else:
+        tokenizer = train_tokenizer(set.union(*(wordings(s) for s in sets)), recipe.network["vocabulary"])
     torch.manual_seed(recipe.seed)
-    return new_network(_network_config(recipe.network, tokenizer)), tokenizer
+    network = new_network(_network_config(recipe.network, tokenizer))
+    if start:
+        _take_weights(network, start)
+    return network, tokenizer
+
+
+def _take_weights(network: CLIPSegForImageSegmentation, start: Base) -> None:
+    weights = start.load_network().state_dict()
+    name = "clip.vision_model.embeddings.position_embedding.weight"
+    positions = network.clip.vision_model.embeddings.position_embedding.num_embeddings
+    weights[name] = _resize_positions(weights[name], positions)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{start.name} has other layers than the recipe's network; start from nothing") from error
+
+
+def _resize_positions(weight: Tensor, count: int) -> Tensor:
+    """Return the position embeddings (1 + grid², width) interpolated to `count`; the class token's stays."""
+    old, new = (math.isqrt(n - 1) for n in (len(weight), count))
+    grid = weight[1:].T.unflatten(1, (old, old))[None]
+    resized = F.interpolate(grid, (new, new), mode="bicubic")[0].flatten(1).T
+    return torch.cat([weight[:1], resized])
 
 
 def _network_config(network: dict, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
@@ -137,9 +175,9 @@ def pretrain(
         sets: the training sets, one for each source of the recipe.
         checkpoint: a safetensors file that keeps weights, optimiser and place; with `resume`, where to go on.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    loss_of = SegmentationLoss()
     parameters = dict(model.named_parameters())
+    optimizer = MuonAdamW(parameters, recipe.weight_decay)
+    loss_of = SegmentationLoss()
     done = load_checkpoint(checkpoint, parameters, optimizer)[0]["done"] if resume else 0
     for index, stage in enumerate(Stage(**values) for values in recipe.stages):
         start, done = min(done, stage.steps), max(0, done - stage.steps)

@@ -443,6 +443,28 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_base_starts_from_an_earlier_one_of_another_size(recipe, tmp_path, monkeypatch, capsys):
+    arguments = ["--recipe", recipe, "--data", recipe.parent, "--device", "cpu", "-o"]
+    assert run_command(monkeypatch, capsys, pretrain.main, *arguments, tmp_path / "first")[0] == 0
+    first = open_base(str(tmp_path / "first"))
+    values = yaml.safe_load(recipe.read_text())
+    values["network"]["side"] = 2 * SIDE
+    network, tokenizer = build(Recipe(**values), open_sources(Recipe(**values), [recipe.parent]), first)
+    assert tokenizer.get_vocab() == first.load_tokenizer().get_vocab()
+    old, new = first.load_network().state_dict(), network.state_dict()
+    resized = {name for name in old if old[name].shape != new[name].shape}
+    assert resized == {"clip.vision_model.embeddings.position_embedding.weight"}
+    assert all(torch.equal(old[name], new[name]) for name in old.keys() - resized)
+    name = resized.pop()
+    assert torch.equal(old[name][0], new[name][0])
+    grids = [weights[name][1:].mean(0) for weights in (old, new)]
+    assert torch.allclose(*grids, atol=0.02) and grids[0].abs().max() > 0
+
+    values["network"]["vision"] = {**values["network"]["vision"], "intermediate_size": 8}
+    with pytest.raises(UserError, match="has other layers"):
+        build(Recipe(**values), open_sources(Recipe(**values), [recipe.parent]), first)
+
+
 def test_the_learning_rate_rises_then_falls_to_a_hundredth():
     stage = Stage(side=SIDE, batch_size=1, steps=1000, learning_rate=1.0)
     rates = [learning_rate(stage, number) for number in range(1, 1001)]

@@ -1,0 +1,45 @@
+"""The optimiser of pretraining: Muon for the matrices inside the transformer layers, AdamW for all else.
+
+On this problem a small CLIPSeg that starts from nothing needs fewer than half as many steps as with AdamW alone.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
+
+
+class MuonAdamW:
+    """Both behind the part of `torch.optim.Optimizer` that a training loop and a checkpoint use.
+
+    Args:
+        parameters: by the names they have in the net.
+        weight_decay: for all of them.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float):
+        matrices = [p for name, p in parameters.items() if ".layers." in name and p.ndim == 2]
+        self._of_muon = {id(p) for p in matrices}
+        others = [p for p in parameters.values() if id(p) not in self._of_muon]
+        # Muon's steps are scaled to the size of AdamW's, so that one learning rate fits both
+        self._muon = Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = AdamW(others, weight_decay=weight_decay, betas=(0.9, 0.98))
+        self.param_groups = self._muon.param_groups + self._adamw.param_groups
+        self.state = self
+
+    def zero_grad(self) -> None:
+        self._muon.zero_grad()
+        self._adamw.zero_grad()
+
+    def step(self) -> None:
+        self._muon.step()
+        self._adamw.step()
+
+    def get(self, parameter: nn.Parameter, default: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._owner(parameter).state.get(parameter, default)
+
+    def __setitem__(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        self._owner(parameter).state[parameter] = state
+
+    def _owner(self, parameter: nn.Parameter) -> Muon | AdamW:
+        return self._muon if id(parameter) in self._of_muon else self._adamw
