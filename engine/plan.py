@@ -20,9 +20,11 @@ LEARNING_RATES = {
     "san": 2e-3,
     "cris": 1e-4,
 }
+PLATEAU, COSINE = SCHEDULES = ("plateau", "cosine")
 CHOICES = {
     "method": tuple(METHODS),
     "loss": tuple(LOSSES),
+    "schedule": SCHEDULES,
     "planes": (*PLANES, ALL_PLANES),
     "channels": CHANNELS,
     "augment": (True, False),
@@ -54,6 +56,8 @@ class Plan:
         absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
             share of prompts that are replaced by that of something absent; both have empty masks.
         loss: a key of `LOSSES`; the two weights are of its parts.
+        schedule: of the learning rate: "plateau", the paper's, lowers it when validation stops improving; "cosine"
+            lowers it to 1 % over `epochs`, which suits a run whose length is known.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
         patience_epochs: without a better validation Dice, before training stops.
     """
@@ -72,6 +76,7 @@ class Plan:
     loss: str = "logits"
     dice_weight: float = DICE_WEIGHT
     cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT
+    schedule: str = PLATEAU
     plateau_epochs: int = 5
     plateau_factor: float = 0.3
     patience_epochs: int = 20

@@ -30,7 +30,7 @@ from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
-from engine.plan import Plan
+from engine.plan import SCHEDULES, Plan
 from engine.prompts import OTHER_STRUCTURES
 from engine.runs import CHECKPOINT, read_plan, tensorboard, write_log, write_start
 from engine.samples import absent_from
@@ -283,6 +283,7 @@ def _add_plan(group) -> None:
     add("--loss", "'reference' repeats the paper's code", choices=LOSSES)
     add("--dice-weight", "in the loss", type=float)
     add("--cross-entropy-weight", "in the loss", type=float)
+    add("--schedule", "of the learning rate; 'cosine' for a run of a known length", choices=SCHEDULES)
     add("--plateau-epochs", "without a lower validation loss before the rate falls", type=int)
     add("--plateau-factor", "by which the rate is multiplied then", type=float)
     add("--patience-epochs", "without a better validation Dice before training stops", type=int)

@@ -21,7 +21,7 @@ from engine.errors import Cancelled, UserError
 from engine.losses import LOSSES
 from engine.metrics import dice
 from engine.model.methods import build_model
-from engine.plan import Plan
+from engine.plan import COSINE, PLATEAU, Plan
 from engine.prompts import encode_prompts
 from engine.samples import Sample, Sampler, collate
 
@@ -100,9 +100,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
         )
-        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, factor=plan.plateau_factor, patience=plan.plateau_epochs
-        )
+        self._scheduler = _scheduler(self._optimizer, plan)
         self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
         self._samples = Sampler(
             training_set,
@@ -154,7 +152,8 @@ class Trainer:
             else:
                 buffers[name].copy_(tensor)
         planned = self._identity
-        changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key != "epochs"]
+        free = {"epochs"} if self.plan.schedule == PLATEAU else set()  # a cosine is laid over a number of them
+        changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key not in free]
         if changed:
             raise UserError(
                 f"{self._checkpoint} is of a run with another {', '.join(changed)}; resume it with the same"
@@ -194,7 +193,10 @@ class Trainer:
         self._step_through(on_step)
         training_loss = float(np.mean(standing.losses))
         loss, score = self._validate() if self._validation else (float("nan"), float("nan"))
-        self._scheduler.step(loss if self._validation else training_loss)
+        if self.plan.schedule == COSINE:
+            self._scheduler.step()
+        else:
+            self._scheduler.step(loss if self._validation else training_loss)
         best = self._validation is None or score > standing.best_dice
         if best:
             standing.best_dice, standing.best_epoch = score, standing.epoch
@@ -305,6 +307,15 @@ class Trainer:
             further = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
             further |= {f"buffer.{name}": tensor for name, tensor in self.model.trained.named_buffers()}
             save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, further)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
+    if plan.schedule == COSINE:
+        lowest = 0.01 * plan.learning_rate
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs, eta_min=lowest)
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=plan.plateau_factor, patience=plan.plateau_epochs
+    )
 
 
 def epoch_positions(samples: Sampler, plan: Plan, epoch: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From labelled images to a base and to an adapter, by the commands that a user runs."""
 
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -119,9 +120,14 @@ def interrupting_after(steps: int):
     return interruptible
 
 
-@pytest.mark.parametrize("steps", [3, 4])  # in the middle of an epoch, and at its end
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(train_command, pictures, tmp_path, monkeypatch, steps):
+@pytest.mark.parametrize(  # in the middle of an epoch, and at its end
+    ("steps", "schedule"), [(3, "cosine"), (4, "plateau")]
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    train_command, pictures, tmp_path, monkeypatch, steps, schedule
+):
     options = ["--data", pictures, "--epochs", 4, "--batch-size", 1, "--augment", "--mirror"]
+    options += ["--schedule", schedule]
     assert train_command(*options, "-o", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(train, "interruptible", interrupting_after(steps))
@@ -186,11 +192,22 @@ def test_a_run_resumes_only_with_its_own_plan_and_base(train_command, pictures, 
     assert code == 2 and "another learning_rate" in errors
     code, _, errors = train_command(*options, "--epochs", 1, "--resume", "--base", other_base)
     assert code == 2 and "another base" in errors
+    assert train_command(*options, "--epochs", 2, "--resume")[0] == 0
     (tmp_path / "out" / "run" / "checkpoint.safetensors").write_bytes(b"half")
     code, _, errors = train_command(*options, "--epochs", 1, "--resume")
     assert code == 2 and "is not a checkpoint of this training" in errors
     code, _, errors = train_command("--data", pictures, "-o", tmp_path / "new", "--resume")
     assert code == 2 and "no checkpoint" in errors
+
+
+def test_a_cosine_ends_near_nothing_and_is_not_lengthened(train_command, pictures, tmp_path):
+    options = ["--data", pictures, "-o", tmp_path / "out", "--schedule", "cosine", "--learning-rate", 0.01]
+    assert train_command(*options, "--epochs", 2)[0] == 0
+    log = csv.DictReader((tmp_path / "out" / "run" / "log.csv").read_text().splitlines())
+    rates = [float(row["learning_rate"]) for row in log]
+    assert rates == pytest.approx([0.01 * (0.01 + 0.99 / 2), 0.0001])
+    code, _, errors = train_command(*options, "--epochs", 3, "--resume")
+    assert code == 2 and "another epochs" in errors
 
 
 def test_the_run_folder_says_how_the_adapter_was_made(train_command, pictures, tmp_path):
