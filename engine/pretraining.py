@@ -19,8 +19,8 @@ from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.optimizer import MuonAdamW
-from engine.prompts import MAXIMUM_TOKENS, encode_prompts
-from engine.samples import Sample, Sampler, collate
+from engine.prompts import MAXIMUM_TOKENS, OTHER_STRUCTURES, encode_prompts
+from engine.samples import Sample, Sampler, absent_from, collate
 from engine.vocabulary import train_tokenizer
 
 WARM_UP_STEPS = 100
@@ -215,14 +215,15 @@ def _batches(
 def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sampler]:
     samplers = []
     for data_set, source in zip(sets, recipe.sources, strict=True):
-        foreign = set.union(*(wordings(other) for other in sets if other is not data_set))
+        others = [s for s, of in zip(sets, recipe.sources, strict=True) if of["region"] != source["region"]]
+        structures = {a.plain_prompt for other in others for a in other.annotations}
         samplers.append(
             Sampler(
                 data_set,
                 side,
                 augment=True,
                 mirror=source["mirror"],
-                absent_prompts=sorted(foreign - wordings(data_set)),
+                absent_prompts=absent_from(data_set, sorted(structures.union(OTHER_STRUCTURES))),
                 absent_rate=recipe.absent_rate,
                 plain_rate=recipe.plain_rate,
                 prompts_per_image=recipe.prompts_per_image,

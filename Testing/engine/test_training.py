@@ -403,8 +403,14 @@ def recipe(pictures, volumes, tmp_path):
             "vocabulary": 300,
         },
         "sources": [
-            {"folder": pictures.name, "weight": 1, "mirror": True},
-            {"folder": volumes.name, "weight": 1, "mirror": False, "planes": ["axial", "coronal"]},
+            {"folder": pictures.name, "region": "sky", "weight": 1, "mirror": True},
+            {
+                "folder": volumes.name,
+                "region": "court",
+                "weight": 1,
+                "mirror": False,
+                "planes": ["axial", "coronal"],
+            },
         ],
         "prompts_per_image": 2,
         "absent_rate": 0.1,
