@@ -35,6 +35,9 @@ class Calibration:
     threshold: float
     rates: Rates
 
+    def __str__(self) -> str:
+        return f"presence threshold {self.threshold:.3g}: {self.rates}"
+
 
 def calibrate(present: Sequence[float], absent: Sequence[float]) -> Calibration | None:
     """Choose the threshold that balances the two errors: the larger of their rates is as small as can be.
