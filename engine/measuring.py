@@ -3,6 +3,7 @@ what the adapter does with it on test images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 
 from engine.data import DataSet
 from engine.evaluation import Score, absent, by_structure, evaluate, plain, presence_rates, presences, wrong
@@ -47,7 +48,9 @@ def measure_adapter(
         the scores for the plain class prompts, and how often "found" and "not found" were wrong (see
         `evaluation.presence_rates`).
     """
-    scores = evaluate(segmenter, test_set, (plain, absent, wrong(others)), on_case)
+    ask_wrong = wrong(others)
+    asks = plain, absent, lambda case: islice(ask_wrong(case), 1)  # once: only whether anything is found counts
+    scores = evaluate(segmenter, test_set, asks, on_case)
     right = [score for score in scores if score.kind == "plain"]
     rates = presence_rates(scores)
     card = segmenter.card
