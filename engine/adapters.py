@@ -1,4 +1,5 @@
-"""Look after adapters. `import` converts a checkpoint of the paper's own code into a bundle."""
+"""Look after adapters. `import` converts a checkpoint of the paper's own code into a bundle; `calibrate` chooses
+anew from which presence score on a prompt counts as found."""
 
 import argparse
 from datetime import date
@@ -6,15 +7,20 @@ from pathlib import Path
 
 from engine import __version__
 from engine.bases import open_base, user_models
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
-from engine.cli import run
+from engine.bundle import AdapterCard, check_bundle_folder, find_adapter, save_bundle, save_card
+from engine.cli import progress_bar, run
 from engine.converting import convert, read_checkpoint
+from engine.data import open_splits, wordings
 from engine.errors import UserError
-from engine.prompts import check_prompts
+from engine.measuring import calibrate_adapter, measure_adapter
+from engine.prompts import OTHER_STRUCTURES, check_prompts
+from engine.samples import absent_from
+from engine.segmenter import Segmenter
 
 
 def main() -> None:
-    import_checkpoint(_parser().parse_args())
+    options = _parser().parse_args()
+    options.run(options)
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
@@ -58,10 +64,39 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         print(f"the checkpoint holds the adapter alone: whether it was trained on '{base.name}' cannot be checked")
 
 
+def calibrate(options: argparse.Namespace) -> None:
+    """Put a new presence threshold on an adapter's card, and what the adapter does with it on the test split."""
+    folder = find_adapter(options.adapter)
+    segmenter = Segmenter(str(folder), options.base, options.device)
+    sets = open_splits(options.data, ("axial",), segmenter.channels, options.drop_overlap)
+    if not sets["val"].case_count:
+        raise UserError(f"{options.data} has nothing in its split 'val'; name cases for validation")
+    others = absent_from(wordings(sets["val"]) | set(segmenter.card.prompts), OTHER_STRUCTURES)
+    with progress_bar("calibrating", 1) as update:
+        calibration = calibrate_adapter(
+            segmenter, sets["val"], others, lambda done, total: update(done, total=total)
+        )
+    if calibration is None:
+        raise UserError(f"the split 'val' of {options.data} shows nothing that is labelled; nothing was changed")
+    print(calibration)
+    if sets["test"].case_count:
+        with progress_bar("testing", sets["test"].case_count) as update:
+            _, rates = measure_adapter(segmenter, sets["test"], others, update)
+        print(f"test: {rates}")
+    save_card(folder, segmenter.card)
+    print(f"wrote the card of {folder}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("import", help="convert a checkpoint of VLSM-Adapter's code")
+    _add_import(commands.add_parser("import", help="convert a checkpoint of VLSM-Adapter's code"))
+    _add_calibrate(commands.add_parser("calibrate", help="choose the presence threshold on validation images"))
+    return parser
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=import_checkpoint)
     add = command.add_argument
     add(
         "checkpoint",
@@ -76,7 +111,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-set", default="", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
     add("--overwrite", action="store_true", help="replace an adapter that is there")
-    return parser
+
+
+def _add_calibrate(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=calibrate)
+    add = command.add_argument
+    add("adapter", metavar="ADAPTER", help="name or folder; its card is rewritten, its weights stay")
+    add("--data", type=Path, required=True, help="folder of labelled images with a split for validation")
+    add("--drop-overlap", action="store_true", help="leave what two splits share out of the later one")
+    add("--base", help="name or folder of the base (default: the adapter's own)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,6 +67,7 @@ class Base:
         sha256: hash of all its floating-point weights; adapters name the base that they fit by it.
         side: of the square that it reads, in pixels.
         mean, std: of the three channels, for values in 0..1.
+        presence_threshold: of the presence score without an adapter, below which a prompt counts as not found.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Base:
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    presence_threshold: float = 0.5
 
     def load_network(self) -> nn.Module:
         """Load the weights in fp32, ready for inference: a `CLIPSegForImageSegmentation`, or a `CLIP` of
@@ -154,8 +156,7 @@ def open_base(name_or_folder: str) -> Base:
     settings |= _read_json(processor) if processor.is_file() else {}
     side, mean, std = _pixel_settings(settings, processor if processor.is_file() else folder / configuration)
     base = Base(_base_name(name_or_folder), kind, folder, hash_weights(folder / weights), side, mean, std)
-    _check_card(base)
-    return base
+    return _with_card(base)
 
 
 def save_clip(folder: Path, clip: nn.Module, config: dict, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -301,10 +302,16 @@ def _small_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt"))
 
 
-def _check_card(base: Base) -> None:
-    card = base.folder / "card.json"
-    if card.is_file() and _read_json(card).get("sha256") != base.sha256:
+def _with_card(base: Base) -> Base:
+    """Return a base with the presence threshold of its card, if it has one, whose weights these must be."""
+    path = base.folder / "card.json"
+    card = _read_json(path) if path.is_file() else {}
+    if path.is_file() and card.get("sha256") != base.sha256:
         raise UserError(f"the weights in {base.folder} are not those of its card; get the base '{base.name}' again")
+    threshold = card.get("presence_threshold", base.presence_threshold)
+    if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
+        raise UserError(f"{path} has a presence_threshold that is no probability; get the base '{base.name}' again")
+    return replace(base, presence_threshold=threshold)
 
 
 def _read_json(path: Path) -> dict:

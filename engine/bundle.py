@@ -16,6 +16,7 @@ from engine.imaging.planes import CHANNELS, SLICE
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
 from engine.model.prompted import PromptedNet
+from engine.presence import Rates
 from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,8 @@ class AdapterCard:
         prompts: what it was trained on.
         threshold: of the probability, from which a voxel belongs to the segment.
         presence_threshold: of the presence score, below which a prompt counts as not found.
+        presence: data set and split -> how often `presence_threshold` is wrong there (see `presence.Rates`); empty
+            where it was not calibrated.
         metrics: data set and split -> prompt -> figures.
         sha256: of `adapter.safetensors`.
     """
@@ -54,6 +57,7 @@ class AdapterCard:
     data_set: str = ""
     licence: str = ""
     intended_use: str = "Research only; not a medical device."
+    presence: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     created: str = ""
@@ -67,9 +71,14 @@ def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterC
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, trained.state_dict())
     card = AdapterCard(**{**asdict(card), "sha256": sha256_of(folder / WEIGHTS)})
+    save_card(folder, card)
+    return card
+
+
+def save_card(folder: Path, card: AdapterCard) -> None:
+    """Write the card of a bundle whose weights are there, for the engine and for people."""
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
     write_text(folder / README, card_for_people(card))
-    return card
 
 
 def check_bundle_folder(
@@ -205,6 +214,7 @@ def card_for_people(card: AdapterCard) -> str:
         f"- Trained on: {card.data_set or UNKNOWN}",
         f"- Licence of the weights: {card.licence or UNKNOWN}",
         f"- Plane: {card.plane}; window: {card.window}; channels: {card.channels}; threshold: {card.threshold}",
+        *_presence_for_people(card),
         f"- Created {card.created} by engine {card.engine_version}",
         *_origin_for_people(card),
         "",
@@ -214,6 +224,12 @@ def card_for_people(card: AdapterCard) -> str:
         lines += [f"| {prompt} | {_figures_for_people(figures)} |" for prompt, figures in prompts.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _presence_for_people(card: AdapterCard) -> list[str]:
+    threshold = f'- "Not found" below a presence of {card.presence_threshold:.3g}'
+    rates = [f"  - {name}: {Rates(**figures)}" for name, figures in card.presence.items()]
+    return [threshold, *rates] if rates else [f"{threshold}, which is not calibrated"]
 
 
 def _origin_for_people(card: AdapterCard) -> list[str]:

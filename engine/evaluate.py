@@ -14,8 +14,10 @@ from engine.errors import UserError
 from engine.evaluation import (
     ALL,
     BASE_ALONE,
+    IN_VAIN,
     Ask,
     Score,
+    absent,
     by_structure,
     differences,
     evaluate,
@@ -77,14 +79,14 @@ def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
     known = {"p1": plain, "random": random(options.seed), "all": every}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
     structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
-    return [*asks, wrong(options.wrong_prompt or [*structures, *OTHER_STRUCTURES], options.seed)]
+    return [*asks, absent, wrong(options.wrong_prompt or [*structures, *OTHER_STRUCTURES], options.seed)]
 
 
 def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:
     """Return {kind of prompt: {structure: means}} of one adapter, with the paired difference in Dice against the
     first one where that is another; ALL stands for all structures together."""
     kinds: dict[str, dict[str, dict]] = {}
-    for kind in dict.fromkeys(score.kind for score in scores if score.kind != "wrong"):
+    for kind in dict.fromkeys(score.kind for score in scores if score.kind not in IN_VAIN):
         ours, theirs = ([s for s in part if s.kind == kind] for part in (scores, first))
         kinds[kind] = by_structure(ours)
         for structure, row in kinds[kind].items() if scores is not first else ():
@@ -118,13 +120,17 @@ def _figure(row: dict, name: str, digits: int, sign: str = "") -> str:
     return f"{value} ({low} – {high})"
 
 
-def _checks_for_people(checks: dict[str, dict[str, float]]) -> str:
+def _checks_for_people(checks: dict[str, dict[str, float | int]]) -> str:
     lines = [
-        f"- {name}: " + ", ".join(f"{check.replace('_', ' ')} {value:.3f}" for check, value in values.items())
+        f"- {name}: " + ", ".join(f"{check.replace('_', ' ')} {_number(value)}" for check, value in values.items())
         for name, values in checks.items()
         if values
     ]
     return "\n".join(lines)
+
+
+def _number(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Sequence[Score]) -> None:

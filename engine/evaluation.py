@@ -2,18 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
 from engine.data import Case, DataSet
 from engine.metrics import dice, hausdorff_95, intersection_over_union
+from engine.presence import Rates
 from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
 ALL = "(all)"  # structures together
 BASE_ALONE = "none"  # in place of an adapter
+LARGEST_CALIBRATION = 200  # cases; more cost time and move the threshold little
+IN_VAIN = ("wrong", "absent")  # the kinds that ask for what is not there
+DENIAL = "no "  # of a prompt such as "No tumor in the breast", for an image without one
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +25,7 @@ class Question:
     """A prompt for a case, and the mask that it is measured by.
 
     Attributes:
-        kind: plain, random, every or wrong (see the functions of these names).
+        kind: plain, random, every, wrong or absent (see the functions of these names).
         structure: the plain class prompt of what the mask shows.
         mask: (z, y, x) bool.
     """
@@ -82,6 +86,17 @@ def wrong(prompts: Sequence[str], seed: int = 0) -> Ask:
     return ask
 
 
+def absent(case: Case) -> Iterator[Question]:
+    """Ask for each structure that the case's labels say is not there: its mask is empty. Where the plain class
+    prompt denies it ("No tumor"), ask for what it denies."""
+    shown = {truth.plain_prompt.lower() for truth in case.truths if truth.mask.any()}
+    for truth in case.truths:
+        prompt = truth.plain_prompt
+        prompt = prompt[len(DENIAL) :] if prompt.lower().startswith(DENIAL) else prompt
+        if not truth.mask.any() and prompt.lower() not in shown:
+            yield Question("absent", truth.plain_prompt, prompt, truth.mask)
+
+
 def _words(prompt: str) -> set[str]:
     return set(prompt.lower().split())
 
@@ -127,6 +142,58 @@ def evaluate(
         scores += [_score(segmenter, case, question) for ask in asks for question in ask(case)]
         on_case()
     return scores
+
+
+def presences(
+    segmenter: Segmenter,
+    data_set: DataSet,
+    others: Sequence[str],
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[float], list[float]]:
+    """Return the presence scores of the structures that are there, by their plain class prompts, and of what is
+    not there: the structures that a case's labels call absent, and one of `others` for each case.
+
+    An answer without a voxel counts as 0, since no presence threshold makes a mask of it. Of many cases, at most
+    200 are taken, spread evenly.
+
+    Args:
+        others: what no label of the data set names.
+        on_case: called with cases done and in all; raise `Cancelled` in it to stop.
+    """
+    names = list(data_set.paths)
+    names = names[:: -(-len(names) // LARGEST_CALIBRATION) or 1]
+    present, missing = [], []
+    for number, name in enumerate(names, start=1):
+        case = data_set.case(name)
+        segmenter.set_volume(case.volume)
+        questions = {q.prompt: q for ask in (plain, absent, wrong(others)) for q in ask(case)}
+        for question in questions.values():
+            in_vain = question.kind in IN_VAIN
+            if in_vain or question.mask.any():  # the plain prompt of an empty mask may be a denial
+                result = replace(segmenter.segment(question.prompt), presence_threshold=0.0)
+                (missing if in_vain else present).append(result.presence if result.mask().any() else 0.0)
+        on_case(number, len(names))
+    return present, missing
+
+
+def presence_rates(scores: Iterable[Score]) -> Rates | None:
+    """Return how often prompts for what is absent returned a mask, and prompts for what is present none; None
+    where a kind was not asked."""
+    found, missed = _presence_errors(scores)
+    if not found or not missed:
+        return None
+    return Rates(float(np.mean(found)), float(np.mean(missed)), len(found), len(missed))
+
+
+def _presence_errors(scores: Iterable[Score]) -> tuple[list[bool], list[bool]]:
+    """Return, of each prompt asked in vain, whether it returned a mask, and of each other whether it did not."""
+    in_vain, missed = {}, []
+    for score in scores:
+        if score.kind in IN_VAIN:
+            in_vain[score.case, score.prompt] = score.result_share > 0  # measured by each structure, counted once
+        elif score.truth_share:
+            missed.append(score.result_share == 0)
+    return list(in_vain.values()), missed
 
 
 def _score(segmenter: Segmenter, case: Case, question: Question) -> Score:
@@ -190,12 +257,14 @@ def _question(score: Score) -> tuple[str, ...]:
     return score.case, score.kind, score.structure, score.prompt
 
 
-def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
+def prompt_checks(scores: Sequence[Score]) -> dict[str, float | int]:
     """Return how much the prompt matters, from scores of the kinds that were asked.
 
     Returns:
-        false_positive_share: of the cases' voxels, found when asked for something else;
-        false_positive_rate: of the cases in which anything was found then;
+        false_positive_share: of the cases' voxels, found when asked for what is not there;
+        false_positive_rate: of the prompts for what is not there, those that returned a mask;
+        missed_rate: of the prompts for what is there, those that returned none;
+        absent_prompts, present_prompts: how many of each were asked;
         surviving_share: the Dice with a wrong prompt, relative to that with the plain one;
         paraphrase_spread: the standard deviation of Dice over the wordings of one structure in one case, mean.
     """
@@ -203,9 +272,13 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
     for score in scores:
         kinds[score.kind].append(score)
     checks = {}
-    if kinds["wrong"]:
-        checks["false_positive_share"] = np.mean([s.result_share for s in kinds["wrong"]])
-        checks["false_positive_rate"] = np.mean([s.result_share > 0 for s in kinds["wrong"]])
+    found, missed = _presence_errors(scores)
+    if found:
+        shares = {(s.case, s.prompt): s.result_share for kind in IN_VAIN for s in kinds[kind]}
+        checks["false_positive_share"] = np.mean(list(shares.values()))
+        checks |= {"false_positive_rate": np.mean(found), "absent_prompts": len(found)}
+    if missed:
+        checks |= {"missed_rate": np.mean(missed), "present_prompts": len(missed)}
     right = {(s.case, s.structure): s.dice for s in kinds["plain"]}
     asked = [(s.dice, right[s.case, s.structure]) for s in kinds["wrong"] if (s.case, s.structure) in right]
     if any(dice for _, dice in asked):
@@ -215,4 +288,4 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float]:
         for score in kinds["every"]:
             wordings[score.case, score.structure].append(score.dice)
         checks["paraphrase_spread"] = np.mean([np.std(dices) for dices in wordings.values()])
-    return {name: round(float(value), 4) for name, value in checks.items()}
+    return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in checks.items()}

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from rich.console import Console
 from engine import __version__
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
 from engine.cli import progress_bar, run
-from engine.data import DataSet, open_splits
+from engine.data import DataSet, open_splits, wordings
 from engine.errors import UserError
-from engine.evaluation import by_structure, evaluate, means
+from engine.evaluation import by_structure, evaluate, means, presences
 from engine.files import write_text
 from engine.model.clipseg import CLIPSeg
+from engine.presence import Calibration, calibrate
 from engine.pretraining import Recipe, Step, build, open_sources, pretrain, source_folders
 from engine.segmenter import Segmenter
 
@@ -56,14 +58,33 @@ def main() -> None:
         {"size": {"height": recipe.network["side"], "width": recipe.network["side"]}}
         | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     )
-    metrics = measure(options.output, source_folders(recipe, options.data), options.device)
-    seconds = time.time() - started
-    _write_json(options.output / "card.json", _card(recipe, sets, metrics, options, seconds))
+    folders = source_folders(recipe, options.data)
+    calibration = calibrate_base(options.output, folders, options.device)
+    card = _card(recipe, sets, calibration, options, time.time() - started)
+    _write_json(options.output / "card.json", card)  # so that the figures are those with its presence threshold
+    _write_json(options.output / "card.json", card | {"metrics": measure(options.output, folders, options.device)})
+
+
+def calibrate_base(base: Path, folders: Sequence[Path], device: str) -> Calibration | None:
+    """Choose the presence threshold of a saved base on the validation splits of all data sets, each asked also for
+    what the others show; None where there is nothing to choose it by."""
+    segmenter = Segmenter(base=str(base), device=device)
+    sets = [open_splits(folder, ("axial",), drop_overlap=True)["val"] for folder in folders]
+    plain = [{annotation.plain_prompt for annotation in data_set.annotations} for data_set in sets]
+    present, absent = [], []
+    for data_set in sets:
+        others = sorted(set().union(*plain) - wordings(data_set))
+        with progress_bar(f"calibrating {data_set.name}", 1) as update:
+            here, missing = presences(segmenter, data_set, others, lambda done, total: update(done, total=total))
+        present, absent = present + here, absent + missing
+    calibration = calibrate(present, absent)
+    print(calibration or "presence threshold 0.5, not calibrated: no validation images with labels")
+    return calibration
 
 
 def measure(base: Path, folders: Sequence[Path], device: str) -> dict[str, dict]:
-    """Return {data set: {prompt: figures}} of a saved base on the test splits, with the plain class prompts and
-    without the images that a training split holds too."""
+    """Return {data set and split: {prompt: figures}} of a saved base on the test splits, with the plain class
+    prompts and without the images that a training split holds too."""
     segmenter = Segmenter(base=str(base), device=device)
     metrics = {}
     for folder in folders:
@@ -72,7 +93,7 @@ def measure(base: Path, folders: Sequence[Path], device: str) -> dict[str, dict]
             continue
         with progress_bar(f"testing {data_set.name}", data_set.case_count) as update:
             scores = evaluate(segmenter, data_set, on_case=update)
-        metrics[data_set.name] = by_structure(scores)
+        metrics[f"{data_set.name}, test split, plain class prompt"] = by_structure(scores)
         Console().print(f"{data_set.name}: Dice {means(scores)['dice']:.3f}")
     return metrics
 
@@ -92,15 +113,22 @@ def _reporter(recipe: Recipe, update: Callable) -> Callable[[Step], None]:
 
 
 def _card(
-    recipe: Recipe, sets: Sequence[DataSet], metrics: dict, options: argparse.Namespace, seconds: float
+    recipe: Recipe,
+    sets: Sequence[DataSet],
+    calibration: Calibration | None,
+    options: argparse.Namespace,
+    seconds: float,
 ) -> dict:
+    presence = {"presence_threshold": calibration.threshold} if calibration else {}
+    if calibration:
+        presence["presence"] = {"all data sets, validation splits": asdict(calibration.rates)}
     return {
         "name": recipe.name,
         "sha256": hash_weights(options.output / "model.safetensors"),
         "licence": recipe.licence,
         "intended_use": "Research only; not a medical device.",
         "data_sets": {s.name: sorted({a.plain_prompt for a in s.annotations}) for s in sets},
-        "metrics": {f"{name}, test split, plain class prompt": figures for name, figures in metrics.items()},
+        **presence,
         "training": {"seconds": round(seconds), "device": options.device, "stages": recipe.stages},
         "created": date.today().isoformat(),
         "engine_version": __version__,

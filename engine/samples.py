@@ -2,7 +2,7 @@
 them. Every draw depends on the seed, the epoch and the position alone, so a run can be repeated."""
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from monai.transforms import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.data import Annotation, DataSet, wordings
+from engine.data import Annotation, DataSet
 
 set_track_meta(False)
 
@@ -67,9 +67,9 @@ def augmentation() -> Compose:
     )
 
 
-def absent_from(data_set: DataSet, structures: Sequence[str]) -> list[str]:
-    """Return the structures that no prompt of a data set can mean: none has their last word."""
-    words = {_stem(word) for wording in wordings(data_set) for word in re.findall(r"\w+", wording.lower())}
+def absent_from(wordings: Iterable[str], structures: Sequence[str]) -> list[str]:
+    """Return the structures that none of the wordings of a data set can mean: none has their last word."""
+    words = {_stem(word) for wording in wordings for word in re.findall(r"\w+", wording.lower())}
     return [structure for structure in structures if _stem(structure.split()[-1]) not in words]
 
 

@@ -125,6 +125,11 @@ class Segmenter:
         """What the three channels of a grey volume hold: "slice", or "2.5d" (see `planes.with_neighbours`)."""
         return self.card.channels if self.card else SLICE
 
+    @property
+    def presence_threshold(self) -> float:
+        """The presence below which a prompt counts as not found: the adapter's own, or the base's without one."""
+        return (self.card or self.base).presence_threshold
+
     def set_volume(
         self,
         volume: Volume,
@@ -209,7 +214,7 @@ class Segmenter:
             probability=probability.astype(np.float16, copy=False),
             presence=float(np.mean([top.mean().item() if len(top) else 0.0 for top in highest])),
             threshold=threshold,
-            presence_threshold=self.card.presence_threshold if self.card else DEFAULT_THRESHOLD,
+            presence_threshold=self.presence_threshold,
         )
 
     def forget_volume(self) -> None:

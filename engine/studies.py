@@ -283,6 +283,7 @@ def _made_by(segmenter: Segmenter, request: Request, source: str) -> dict:
         "input": source,
         "base": {"name": segmenter.base.name, "sha256": segmenter.base.sha256},
         "adapter": {"name": card.name, "sha256": card.sha256} if card else None,
+        "presence_threshold": segmenter.presence_threshold,
         "request": asdict(request) | {"prompts": list(request.prompts)},
     }
 

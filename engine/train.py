@@ -17,17 +17,18 @@ from rich.markdown import Markdown
 from engine import __version__
 from engine.activations import PLACES
 from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
+from engine.bundle import AdapterCard, check_bundle_folder, save_bundle, save_card
 from engine.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.checking import check
 from engine.cli import interruptible, progress_bar, run
-from engine.data import DataSet, open_splits
+from engine.data import DataSet, open_splits, wordings
 from engine.devices import PRECISIONS, choose_device
 from engine.errors import Cancelled, UserError
-from engine.evaluation import by_structure, evaluate, means
+from engine.evaluation import means
 from engine.files import write_text
 from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.losses import LOSSES
+from engine.measuring import calibrate_adapter, measure_adapter
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
 from engine.plan import SCHEDULES, Plan
@@ -93,11 +94,11 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _train_one(
     plan: Plan, base: Base, sets: dict[str, DataSet], output: Path, options: argparse.Namespace
 ) -> dict | None:
-    """Train one adapter and test it; return the means over the test split, None where there is none."""
+    """Train one adapter, calibrate and test it; return the means over the test split, None where there is none."""
     check_bundle_folder(output, options.overwrite or options.resume)
     folder = output / "run"
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
-    others = absent_from(sets["train"], OTHER_STRUCTURES)
+    others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
@@ -125,11 +126,13 @@ def _train_one(
         _run(trainer, card, output)
     if not trainer.accelerator.is_main_process:
         return None
-    scores = _test(output, options, sets["test"])
-    metrics = {f"{sets['test'].name}, test split, plain class prompt": by_structure(scores)} if scores else {}
-    save_bundle(output, trainer.model.trained, replace(_finished(card, trainer), metrics=metrics))
+    save_bundle(output, trainer.model.trained, _finished(card, trainer))
+    segmenter = Segmenter(str(output), options.base, options.device)
+    _calibrate(segmenter, sets["val"], others)
+    figures = _test(segmenter, sets["test"], others)
+    save_card(output, segmenter.card)
     print(f"wrote {output}")
-    return means(scores) if scores else None
+    return figures
 
 
 def _run(trainer: Trainer, card: AdapterCard, output: Path) -> None:
@@ -202,16 +205,25 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
     )
 
 
-def _test(bundle: Path, options: argparse.Namespace, test_set: DataSet) -> list:
-    """Return the scores of a written bundle on the test split, segmenting as a user would."""
+def _calibrate(segmenter: Segmenter, validation_set: DataSet, others: list[str]) -> None:
+    with progress_bar("calibrating", 1) as update:
+        calibration = calibrate_adapter(
+            segmenter, validation_set, others, lambda done, total: update(done, total=total)
+        )
+    print(calibration or "presence threshold 0.5, not calibrated: no validation images with labels")
+
+
+def _test(segmenter: Segmenter, test_set: DataSet, others: list[str]) -> dict | None:
+    """Return the means over the test split, segmented as a user would; None where there is none."""
     if not test_set.case_count:
-        return []
-    segmenter = Segmenter(str(bundle), options.base, options.device)
+        return None
     with progress_bar("testing", test_set.case_count) as update:
-        scores = evaluate(segmenter, test_set, on_case=update)
+        scores, rates = measure_adapter(segmenter, test_set, others, update)
     total = means(scores)
     print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}")
-    return scores
+    if rates:
+        print(f"test: {rates}")
+    return total
 
 
 def _summarise_seeds(output: Path, results: dict[int, dict | None]) -> None:

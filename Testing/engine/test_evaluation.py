@@ -21,11 +21,13 @@ from engine.evaluation import (
     interval,
     means,
     plain,
+    presence_rates,
     prompt_checks,
     random,
     wrong,
 )
 from engine.metrics import dice, hausdorff_95, intersection_over_union
+from engine.presence import Rates
 from engine.segmenter import Segmenter
 
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -159,21 +161,29 @@ def test_prompt_checks_can_be_counted_by_hand():
         score(0.8, case="a"),
         score(0.6, case="b"),
         score(0.2, "wrong", case="a", found=0.3),
+        score(0.2, "wrong", case="a", found=0.3, structure="cube"),  # the same answer, measured by another mask
         score(0.0, "wrong", case="b", found=0.0),
+        score(1.0, "absent", case="c", found=0.0),
+        score(0.0, case="d", found=0.0),
         score(0.8, "every", case="a"),
         score(0.4, "every", case="a", prompt="round thing"),
     ]
     checks = prompt_checks(scores)
     assert checks == pytest.approx(
         {
-            "false_positive_share": 0.15,
-            "false_positive_rate": 0.5,
+            "false_positive_share": 0.1,
+            "false_positive_rate": 1 / 3,
+            "absent_prompts": 3,
+            "missed_rate": 0.2,
+            "present_prompts": 5,
             "surviving_share": 0.2 / 1.4,
             "paraphrase_spread": 0.2,
         },
         abs=1e-4,
     )
-    assert prompt_checks([score(0.8)]) == {}
+    assert prompt_checks([score(0.8)]) == {"missed_rate": 0.0, "present_prompts": 1}
+    assert presence_rates(scores) == Rates(pytest.approx(1 / 3), pytest.approx(0.2), absent=3, present=5)
+    assert presence_rates([score(0.8)]) is None
     not_asked = score(1.0, case="c")  # whose Dice with the plain prompt says nothing about the wrong one
     assert prompt_checks([*scores, not_asked])["surviving_share"] == checks["surviving_share"]
 
@@ -195,7 +205,9 @@ def test_the_command_writes_scores_summaries_and_a_picture(evaluate_command, pic
     summary = json.loads((out / "summary.json").read_text())["adapters"][str(adapter)]
     dices = [float(row["dice"]) for row in rows if row["kind"] == "plain"]
     assert summary["prompts"]["plain"]["disc"]["dice"] == pytest.approx(np.mean(dices), abs=1e-4)
-    assert summary["prompt_checks"]["false_positive_rate"] == 1.0
+    checks = summary["prompt_checks"]
+    assert (checks["false_positive_rate"], checks["absent_prompts"]) == (1.0, 2)
+    assert (checks["missed_rate"], checks["present_prompts"]) == (0.0, 8)
     text = (out / "summary.md").read_text()
     assert "both masks are empty" in text and "95 % bootstrap intervals" in text
     low, high = summary["prompts"]["plain"]["disc"]["iou_interval"]
@@ -208,8 +220,9 @@ def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywher
     arguments = ["--data", volumes, "--split", "val", "-o", tmp_path / "out"]
     code, _, errors = evaluate_command(*arguments, "--compare", tmp_path / "everywhere", strict)
     assert code == 0, errors
-    assert "false positive rate 1.000" in (tmp_path / "out" / "summary.md").read_text()
     text = (tmp_path / "out" / "summary.md").read_text()
+    assert "false positive rate 1.000, absent prompts 1, missed rate 0.000, present prompts 2" in text
+    assert "false positive rate 0.000, absent prompts 1, missed rate 1.000, present prompts 2" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0][-1] == f"Dice against {tmp_path / 'everywhere'}"
     names = [str(tmp_path / "everywhere")] * 3 + [str(strict)] * 3

@@ -163,9 +163,9 @@ def test_kept_activations_spare_the_encoder_and_change_no_loss(
         rows = [line.split(",") for line in (tmp_path / keep / "run" / "log.csv").read_text().splitlines()[1:]]
         losses.append([[float(loss) for loss in row[1:3]] for row in rows])
     assert counts == [
-        3 * 3 + 1,
-        3 + 1,
-    ]  # two for training, one for validation, each epoch or once; one for the test
+        3 * 3 + 2,
+        3 + 2,
+    ]  # two for training, one for validation, each epoch or once; one for the calibration, one for the test
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
 
 
