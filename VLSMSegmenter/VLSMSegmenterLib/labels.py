@@ -46,8 +46,8 @@ def check_pair(pair: Pair) -> None:
     """Refuse a pair that cannot be learnt from.
 
     Raises:
-        UserError: there is no segmentation, or it has no segments, or segments without a name or as surfaces; or the
-            volume or the segmentation is no longer in the scene.
+        UserError: there is no segmentation, it has no segments, or segments without a name or as surfaces, or
+            a node is no longer in the scene.
     """
     name = pair.volume.GetName()
     if any(node is not None and node.GetScene() is None for node in (pair.volume, pair.segmentation)):
