@@ -278,7 +278,8 @@ class Panel:
                     item.setIcon(_swatch(segment.GetColor()))
                 self._items.append(item)
                 self.ui.table.setItem(row, column, item)
-        self.ui.table.resizeColumnsToContents()
+        for column in range(len(COLUMNS) - 1):
+            self.ui.table.resizeColumnToContents(column)
         self.ui.probabilityButton.setEnabled(bool(findings))
         self.ui.thresholdSlider.setEnabled(bool(findings))
 
