@@ -179,7 +179,9 @@ def add_pair(panel, name: str, prompt: str) -> None:
     from VLSMSegmenterLib import segmentations
     from VLSMSegmenterLib.volumes import grid_of
 
-    volume = add_volume(np.random.default_rng(list(name.encode())).integers(0, 99, SHAPE).astype(np.int16), name=name)
+    volume = add_volume(
+        np.random.default_rng(list(name.encode())).integers(0, 99, SHAPE).astype(np.int16), name=name
+    )
     node = segmentations.prepare(volume, None)
     if prompt:
         identifier = segmentations.add_segment(node, prompt, (1, 0, 0))
