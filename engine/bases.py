@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import UserError
 from engine.files import sha256_of, write_text
 from engine.model.towers import new_clip
+from engine.places import user_models
 from engine.vocabulary import clip_tokenizer
 from engine.weights import write_tensors
 
@@ -39,11 +39,6 @@ KIND_FILES = {
     "clip": ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     "clipseg": ("config.json", "model.safetensors", "pytorch_model.bin"),
 }
-
-
-def user_models() -> Path:
-    """Return the folder of the user's own bases and adapters: VLSM_MODELS, or ~/.vlsm-segmenter/models."""
-    return Path(os.environ.get("VLSM_MODELS") or Path.home() / ".vlsm-segmenter" / "models")
 
 
 def model_folders() -> list[Path]:

@@ -23,7 +23,7 @@ from engine.files import write_text
 from engine.model.methods import METHODS
 from engine.model.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
-from engine.runs import CHECKPOINT, LOG
+from engine.run_files import CHECKPOINT, LOG
 from engine.tables import markdown_table
 
 SYSTEMS = ("shallow", "dense", "telescopic", "lora", "decoder", "full", "san", "cris")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from engine.client import Client
 from engine.errors import UserError
@@ -49,21 +50,9 @@ class Server:
         """
         self.stop()
         self._folder = tempfile.TemporaryDirectory(prefix="vlsm-server-")
-        command = [self._python, "-m", "engine.serve", "--parent-pid", str(os.getpid()), *self._arguments]
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        try:
-            with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env={**os.environ, "PYTHONPATH": paths, **self._environment},
-                    start_new_session=True,  # a group of its own, to be ended as a whole
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console
-                )
-        except OSError as error:
-            raise UserError(f"{self._python} cannot be started ({error}); choose another Python") from error
+        arguments = ["engine.serve", "--parent-pid", str(os.getpid()), *self._arguments]
+        with self._log.open("wb") as log:
+            self._process = start_command(self._python, arguments, self._environment, subprocess.PIPE, log)
         greeting = self._greeting(timeout_seconds)
         if greeting is None:
             words = self.last_words()
@@ -88,7 +77,7 @@ class Server:
         """End the server and every process that it started."""
         with self._stopping:  # another thread may stop it too, and both return when it is gone
             if self._process:
-                _end_tree(self._process)
+                end_tree(self._process)
                 self._process.stdout.close()
             if self._folder:
                 self._folder.cleanup()
@@ -138,7 +127,40 @@ class Server:
         return None
 
 
-def _end_tree(process: subprocess.Popen) -> None:
+def start_command(
+    python: str, arguments: Sequence[str], environment: dict[str, str], stdout: int | IO, stderr: int | IO
+) -> subprocess.Popen:
+    """Start a command of the engine, such as ["engine.serve", "--port", "8000"], as a group of processes.
+
+    Raises:
+        UserError: there is no such Python.
+    """
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        return subprocess.Popen(
+            [python, "-m", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            start_new_session=True,  # a group of its own, to be ended as a whole
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console
+        )
+    except OSError as error:
+        raise UserError(f"{python} cannot be started ({error}); choose another Python") from error
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    """Ask a command to save and end, as Ctrl-C does. Windows cannot ask a process without a console: there it ends
+    at once."""
+    if sys.platform == "win32":
+        end_tree(process)
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+
+
+def end_tree(process: subprocess.Popen) -> None:
     """End a process and its children: a launcher such as PythonSlicer is not the server itself."""
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/T", "/F", "/PID", str(process.pid)], capture_output=True, check=False)

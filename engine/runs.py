@@ -17,10 +17,10 @@ from engine import __version__
 from engine.errors import UserError
 from engine.files import replacing, write_csv, write_text
 from engine.plan import Plan
+from engine.run_files import CURVES, LOG, PLAN
 from engine.training import Epoch
 
 PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
-PLAN, LOG, CURVES, CHECKPOINT = "plan.yaml", "log.csv", "curves.png", "checkpoint.safetensors"
 TENSORBOARD = "tensorboard"
 
 

@@ -11,7 +11,15 @@ from engine.bases import open_base
 from engine.cli import progress_bar
 from engine.errors import UserError
 from engine.files import replacing, write_text
-from engine.imaging.segments import Segment, drop_small, fill_holes, keep_largest, most_probable, segment_colors
+from engine.imaging.segments import (
+    Segment,
+    drop_small,
+    fill_holes,
+    keep_largest,
+    most_probable,
+    segment_colors,
+    smooth,
+)
 from engine.imaging.volume import Volume
 from engine.metrics import dice, intersection_over_union
 from engine.preview import write_preview
@@ -84,6 +92,25 @@ def test_clean_up_keeps_fills_and_drops():
     assert np.array_equal(drop_small(shell | crumb, 0.003, 0.001), shell)  # the crumb has 2 voxels of 0.001 ml
     assert np.array_equal(drop_small(shell | crumb, 0.002, 0.001), shell | crumb)
     assert not keep_largest(np.zeros((3, 3, 3), bool)).any()
+
+
+def test_smoothing_takes_off_crumbs_and_bumps_and_keeps_what_is_large():
+    round_one = ball((24, 24, 24), (12, 12, 12), 8)
+    rough = round_one.copy()
+    rough[12, 12, 20:23] = True
+    rough[2, 2, 2] = True
+    smoothed = smooth(rough, (1, 1, 1))
+    assert not smoothed[2, 2, 2] and not smoothed[12, 12, 21:].any()
+    assert (smoothed ^ round_one).sum() < 0.1 * round_one.sum()
+    at_the_edge = np.ones((6, 24, 24), bool)
+    assert np.array_equal(smooth(at_the_edge, (1, 1, 1)), at_the_edge)
+
+
+def test_smoothing_goes_by_millimetres_and_leaves_thick_slices_apart():
+    slices = np.zeros((9, 24, 24), bool)
+    slices[4, 4:20, 4:20] = True
+    assert smooth(slices, (1, 1, 10))[4].any() and not smooth(slices, (1, 1, 1)).any()
+    assert smooth(slices[4:5], (1, 1, 1)).any() and not smooth(slices[:1], (1, 1, 1)).any()
 
 
 def test_a_hole_in_a_single_slice_is_filled_in_the_plane():

@@ -3,6 +3,7 @@
 `slicer.app` and widgets are not there; the scene, the module logics and `slicer.util` are the real ones.
 """
 
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ LOGICS = {
     "volumes": "vtkSlicerVolumesLogic",
     "segmentations": "vtkSlicerSegmentationsModuleLogic",
     "subjecthierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
+    "sequences": "vtkSlicerSequencesLogic",
 }
 OBLIQUE = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]) @ np.array(
     [[1, 0, 0], [0, 0.6, -0.8], [0, 0.8, 0.6]]
@@ -36,6 +38,28 @@ DIRECTIONS = {
     "left-handed": np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]),
     "oblique": OBLIQUE,
 }
+
+
+class Files:
+    """Reads volumes and writes nodes for `slicer.util`, as the application does: by Slicer's own storage nodes."""
+
+    def __init__(self, volumes):
+        self._volumes = volumes
+
+    def loadNodes(self, kind: str, properties: dict, loaded, messages) -> bool:
+        name = Path(properties["fileName"]).name.split(".")[0]
+        node = self._volumes.AddArchetypeVolume(properties["fileName"], name)
+        loaded.AddItem(node)
+        return node is not None
+
+    def fileWriterFileType(self, node) -> str:
+        return node.GetClassName()
+
+    def saveNodes(self, kind: str, properties: dict, messages) -> bool:
+        node = slicer.mrmlScene.GetNodeByID(properties["nodeID"])
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(properties["fileName"])
+        return bool(node.GetStorageNode().WriteData(node))
 
 
 @contextmanager
@@ -56,7 +80,9 @@ def open_scene(folder: Path) -> Iterator["slicer.vtkMRMLScene"]:
             kind.removeprefix("vtkSlicer").removesuffix("Logic").removesuffix("Module"), logic
         )
         setattr(modules, name, types.SimpleNamespace(logic=lambda logic=logic: logic))
+    files = types.SimpleNamespace(coreIOManager=lambda: Files(logics["volumes"]))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slicer, "app", files, raising=False)
         patch.setattr(slicer, "mrmlScene", scene, raising=False)
         patch.setattr(slicer, "modules", modules, raising=False)
         patch.setitem(sys.modules, "slicer.modules", modules)
@@ -82,7 +108,8 @@ def add_transform(matrix: np.ndarray):
 
 
 def make_models(folder: Path, base: Path) -> Path:
-    """Make a folder with two adapters: "head", and "strict", which finds nothing."""
+    """Make a folder with the base "tiny" and two adapters: "head", and "strict", which finds nothing."""
+    base = Path(shutil.copytree(base, folder / "tiny"))
     figures = {"dice": 0.51, "iou": 0.4, "hd95": 2.0, "cases": 3}
     metrics = {"balls, test split, plain class prompt": {"brain": figures}}
     card = {"prompts": ["brain", "left lung"], "threshold": 0.3, "data_set": "one ball", "metrics": metrics}

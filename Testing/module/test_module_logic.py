@@ -27,7 +27,7 @@ from VLSMSegmenterLib.words import duration, number, progress, size, split_promp
 
 from engine import Segmenter
 from engine.errors import Cancelled, UserError
-from engine.imaging.segments import fill_holes, keep_largest
+from engine.imaging.segments import fill_holes, keep_largest, smooth
 from engine.imaging.volume import Volume
 
 SHAPE = (6, 40, 48)
@@ -183,6 +183,8 @@ def test_thresholds_and_clean_up_need_no_engine(logic, volume):
         ({"largest_only": True}, keep_largest(plain)),
         ({"holes_filled": True}, fill_holes(keep_largest(plain))),
         ({"largest_only": False, "holes_filled": False}, plain),
+        ({"smoothed": True}, smooth(plain, grid_of(volume).spacing_mm)),
+        ({"smoothed": False}, plain),
     ):
         assert logic.adjust(node, **options) == []
         assert np.array_equal(mask_of(node, finding.segment_id, volume), expected)

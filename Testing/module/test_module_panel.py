@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import qt_stand_in
-from conftest import ball
+from conftest import ball, own_folder
 from harness import MODULE, add_volume, ids_by_name, make_models, mask_of, open_scene, slicer, warm_engine
 
 SHAPE = (6, 40, 48)
@@ -13,8 +13,13 @@ PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory, tiny_base):
-    with warm_engine(make_models(tmp_path_factory.mktemp("models"), tiny_base)) as engine:
+def models(tmp_path_factory, tiny_base):
+    return make_models(tmp_path_factory.mktemp("panel") / "models", tiny_base)
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    with warm_engine(models) as engine:
         yield engine
 
 
@@ -167,3 +172,75 @@ def test_what_the_python_lacks_is_said(panel, monkeypatch):
     panel.ui.checkButton.click()
     until(lambda: "moment" not in panel.ui.setupLabel.text)
     assert panel.ui.setupLabel.text == "This Python lacks no-such-package. Nothing has been installed."
+
+
+def add_pair(panel, name: str, prompt: str) -> None:
+    """Add a volume with one segment to the scene, and choose it for training."""
+    from VLSMSegmenterLib import segmentations
+    from VLSMSegmenterLib.volumes import grid_of
+
+    volume = add_volume(
+        np.random.default_rng(list(name.encode())).integers(0, 99, SHAPE).astype(np.int16), name=name
+    )
+    node = segmentations.prepare(volume, None)
+    if prompt:
+        identifier = segmentations.add_segment(node, prompt, (1, 0, 0))
+        segmentations.write_mask(node, identifier, ball(SHAPE, (3, 18, 20), 9), grid_of(volume))
+    panel.widget.setMRMLScene(slicer.mrmlScene)
+    panel.ui.trainVolumeSelector.setCurrentNode(volume)
+    assert panel.ui.trainSegmentationSelector.currentNode() is node
+    panel.ui.addPairButton.click()
+
+
+def pair_rows(panel) -> list[list[str]]:
+    table = panel.ui.pairTable
+    return [[table.item(row, column).text() for column in range(2)] for row in range(table.rowCount)]
+
+
+def test_volumes_are_added_to_a_training_and_removed(panel):
+    ui = panel.ui
+    add_pair(panel, "bare", "")
+    assert "has no segments" in ui.trainLabel.text and pair_rows(panel) == []
+    add_pair(panel, "first", "ball")
+    add_pair(panel, "second", "bright ball")
+    ui.addPairButton.click()  # a volume is there once
+    assert pair_rows(panel) == [["first", "ball"], ["second", "bright ball"]]
+    assert not ui.removePairButton.enabled and not ui.trainButton.enabled
+    ui.trainNameEdit.setText("mine")
+    assert ui.trainButton.enabled and not ui.resumeButton.enabled
+    ui.pairTable.selectRow(0)
+    assert ui.removePairButton.enabled
+    ui.removePairButton.click()
+    assert pair_rows(panel) == [["second", "bright ball"]]
+    ui.trainButton.click()
+    assert "two labelled volumes" in ui.trainLabel.text and not panel.training.training.is_busy
+
+
+def test_a_training_shows_its_curves_and_its_adapter_comes_into_the_picker(panel, models):
+    ui = panel.ui
+    for number in range(2):
+        add_pair(panel, f"scan {number}", "ball")
+    ui.trainBaseBox.setCurrentText("tiny")
+    ui.trainEpochsBox.setValue(2)
+    with own_folder(models):
+        ui.trainNameEdit.setText("head")
+        ui.trainButton.click()
+        assert ui.takenRow.visible and "'head'" in ui.takenLabel.text and not panel.training.training.is_busy
+        ui.keepAdapterButton.click()
+        assert not ui.takenRow.visible
+        ui.trainNameEdit.setText("mine")
+        ui.trainButton.click()
+        assert ui.trainButton.text == "Stop" and not ui.trainNameEdit.enabled
+        until(lambda: not panel.training.training.is_busy)
+        assert ui.trainLabel.text == "mine is trained, and is among the adapters"
+        assert ui.trainButton.text == "Train" and ui.resumeButton.enabled and not ui.curveLabel.pixmap.isNull()
+    until(lambda: panel._asking is None)
+    assert "mine" in [ui.adapterBox.itemText(number) for number in range(ui.adapterBox.count)]
+
+
+def test_smoothing_is_a_box_that_is_ticked(panel):
+    node = segment(panel, "brain")
+    panel.ui.smoothBox.click()
+    from VLSMSegmenterLib import segmentations
+
+    assert segmentations.tags_of(node, "brain")[segmentations.CLEAN_UP] == "smoothed"

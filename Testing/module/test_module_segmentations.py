@@ -62,7 +62,7 @@ def test_masks_come_back_on_exactly_the_volumes_voxels(volume):
 
 def test_the_reference_geometry_is_the_volumes(volume):
     node, _ = write(volume, BALL)
-    assert segmentations._volume_of(node) is volume
+    assert segmentations.volume_of(node) is volume
     assert util.arrayFromSegmentBinaryLabelmap(node, "ball").shape == SHAPE  # with no volume named
 
 

@@ -8,8 +8,11 @@ worker.py        jobs in threads, whose news arrive where Slicer may be touched
 engines.py       where the engine runs: a process of this machine, or a server elsewhere
 findings.py      what is asked for, and what was found
 logic.py         all of these together, for Python
+labels.py        volumes with what is labelled in them
+training.py      adapters from these
 panel.py         the same for the mouse
 setup_section.py the part of the panel that chooses the engine
+training_section.py the part that trains
 """
 
 import sys

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from typing import IO
 
 from engine.client import Client
 from engine.errors import UserError
-from engine.launching import ROOT, Server
+from engine.launching import ROOT, Server, start_command
 
 # Packages that the engine's process imports: the name to import and the name to install.
 PACKAGES = {
@@ -59,6 +60,14 @@ class LocalEngine:
         """End the process and all that it started; whoever waits for it gets a UserError."""
         self._client = None
         self._server.stop()
+
+    def run(self, arguments: list[str], log: IO) -> subprocess.Popen:
+        """Start another command of the engine, such as ["engine.train", "--data", …]; what it says goes to `log`.
+
+        Raises:
+            UserError: there is no such Python.
+        """
+        return start_command(self.python, arguments, _environment(self.python), log, log)
 
     def describe(self) -> str:
         return f"this computer ({self.python})"

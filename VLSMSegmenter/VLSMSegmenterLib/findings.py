@@ -7,7 +7,7 @@ import numpy as np
 import slicer
 
 from engine.client import Result
-from engine.imaging.segments import fill_holes, keep_largest
+from engine.imaging.segments import fill_holes, keep_largest, smooth
 from VLSMSegmenterLib import words
 from VLSMSegmenterLib.volumes import Box, Grid
 
@@ -29,6 +29,7 @@ class Request:
     threshold: float | None = None
     largest_only: bool = False
     holes_filled: bool = False
+    smoothed: bool = False
     replace: bool = False
     roi: "slicer.vtkMRMLMarkupsROINode | None" = None
 
@@ -54,6 +55,7 @@ class Finding:
     threshold: float
     largest_only: bool
     holes_filled: bool
+    smoothed: bool
     voxels: int = 0
     digest: bytes = b""
     seconds: float = 0.0
@@ -66,6 +68,8 @@ class Finding:
     def mask(self) -> np.ndarray:
         """Return the mask (z, y, x) bool on the whole grid."""
         part = self.result.mask(self.threshold)
+        if self.smoothed:
+            part = smooth(part, self.grid.spacing_mm)
         if part.any():
             part = keep_largest(part) if self.largest_only else part
             part = fill_holes(part) if self.holes_filled else part

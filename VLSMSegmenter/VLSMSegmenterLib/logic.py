@@ -90,7 +90,8 @@ class SegmenterLogic:
             on_done: when given, the call returns at once, and this is called later with the job, whose `value` is
                 the segmentation and whose `error` says what went wrong.
             on_progress: called with what is going on, in words and as the client's event.
-            options: others of `Request`: base, plane, window, threshold, largest_only, holes_filled, replace, roi.
+            options: others of `Request`: base, plane, window, threshold, largest_only, holes_filled,
+                smoothed, replace, roi.
 
         Returns:
             the segmentation node, or the running job where `on_done` is given.
@@ -168,19 +169,20 @@ class SegmenterLogic:
         threshold: float | None = None,
         largest_only: bool | None = None,
         holes_filled: bool | None = None,
+        smoothed: bool | None = None,
         segment_ids: Sequence[str] | None = None,
     ) -> list[str]:
         """Make segments anew from their kept probabilities; the engine is not asked.
 
         Args:
-            threshold, largest_only, holes_filled: what is None stays as it is.
+            threshold, largest_only, holes_filled, smoothed: what is None stays as it is.
             segment_ids: which; all of those that this logic made when None.
 
         Returns:
             the names of the segments that were left as they are: they were edited or moved since they were made.
         """
-        wanted = {"threshold": threshold, "largest_only": largest_only, "holes_filled": holes_filled}
-        changes = {key: value for key, value in wanted.items() if value is not None}
+        clean_up = {"largest_only": largest_only, "holes_filled": holes_filled, "smoothed": smoothed}
+        changes = {k: v for k, v in {"threshold": threshold, **clean_up}.items() if v is not None}
         if threshold is not None and not 0 < threshold < 1:
             raise UserError(f"the threshold {threshold:g} is not between 0 and 1; give one such as 0.5")
         left_alone = []
@@ -332,6 +334,7 @@ class SegmenterLogic:
             result.threshold,
             request.largest_only,
             request.holes_filled,
+            request.smoothed,
             seconds=facts["seconds"],
             device=facts["device"],
         )
@@ -355,7 +358,7 @@ class SegmenterLogic:
         """Write a finding's mask into its segment, and keep it."""
         mask = finding.mask()
         segmentations.write_mask(node, finding.segment_id, mask, finding.grid)
-        clean_up = [name for name in ("largest_only", "holes_filled") if getattr(finding, name)]
+        clean_up = [name for name in ("smoothed", "largest_only", "holes_filled") if getattr(finding, name)]
         tags = {
             segmentations.THRESHOLD: f"{finding.threshold:g}",
             segmentations.CLEAN_UP: ", ".join(clean_up).replace("_", " ") or "none",

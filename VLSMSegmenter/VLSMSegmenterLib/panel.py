@@ -10,6 +10,7 @@ from engine.errors import Cancelled, UserError
 from VLSMSegmenterLib import words
 from VLSMSegmenterLib.logic import SegmenterLogic
 from VLSMSegmenterLib.setup_section import SetupSection
+from VLSMSegmenterLib.training_section import TrainingSection
 from VLSMSegmenterLib.worker import Job
 
 OWN = "the adapter's own"
@@ -37,6 +38,7 @@ class Panel:
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.setup = SetupSection(self.ui, logic, self.refresh)
+        self.training = TrainingSection(self.ui, logic, self.refresh)
         self.segmentation = None
         self._cards: dict[str, dict] = {}
         self._asking: Job | None = None
@@ -57,6 +59,7 @@ class Panel:
 
     def close(self) -> None:
         self._settle.stop()
+        self.training.close()
         self.logic.close()
 
     def refresh(self) -> None:
@@ -89,6 +92,7 @@ class Panel:
             (ui.backButton, lambda: self._show_again([])),
             (ui.largestBox, self._adjust),
             (ui.holesBox, self._adjust),
+            (ui.smoothBox, self._adjust),
             (ui.undoButton, self._on_undo),
             (ui.probabilityButton, self._on_probability),
         ):
@@ -117,6 +121,7 @@ class Panel:
             box.addItem(first)
             box.addItems(list(names))
             box.blockSignals(False)
+        self.training.show_bases(bases)
         if cards:
             names = list(self._cards)
             self.ui.adapterBox.setCurrentIndex(1 + (names.index(chosen) if chosen in names else 0))
@@ -192,6 +197,7 @@ class Panel:
                 on_progress=self._on_progress,
                 largest_only=self.ui.largestBox.checked,
                 holes_filled=self.ui.holesBox.checked,
+                smoothed=self.ui.smoothBox.checked,
                 replace=replace,
                 roi=self.ui.roiSelector.currentNode(),
                 **options,
@@ -229,6 +235,7 @@ class Panel:
             self.ui.thresholdSlider.value / SLIDER_STEPS,
             self.ui.largestBox.checked,
             self.ui.holesBox.checked,
+            self.ui.smoothBox.checked,
         )
         lines = [finding.describe() for finding in self._findings()]
         if left_alone:
@@ -271,7 +278,8 @@ class Panel:
                     item.setIcon(_swatch(segment.GetColor()))
                 self._items.append(item)
                 self.ui.table.setItem(row, column, item)
-        self.ui.table.resizeColumnsToContents()
+        for column in range(len(COLUMNS) - 1):
+            self.ui.table.resizeColumnToContents(column)
         self.ui.probabilityButton.setEnabled(bool(findings))
         self.ui.thresholdSlider.setEnabled(bool(findings))
 

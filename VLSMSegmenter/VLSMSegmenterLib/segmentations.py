@@ -54,20 +54,24 @@ def segmentation_for(
                 f"the segmentation '{chosen.GetName()}' has another geometry or transform than the volume "
                 f"'{volume.GetName()}'; choose another segmentation, or a new one"
             )
-        if not _is_blank(chosen) and not _holds_label_maps(chosen):
+        if not _is_blank(chosen) and not holds_label_maps(chosen):
             raise UserError(
                 f"the segments of '{chosen.GetName()}' are kept as surfaces; choose a new segmentation, or make "
                 "binary labelmap its source representation in the module Segmentations"
             )
         return chosen
-    nodes = volume.GetScene().GetNodesByClass("vtkMRMLSegmentationNode")
-    nodes.UnRegister(None)
-    for number in reversed(range(nodes.GetNumberOfItems())):
-        node = nodes.GetItemAsObject(number)
-        own = node.GetAttribute(TAG_PREFIX + "Made") and _volume_of(node) is volume
-        if own and _lies_like(node, volume) and _holds_label_maps(node):
+    for node in reversed(of_volume(volume)):
+        if node.GetAttribute(TAG_PREFIX + "Made") and _lies_like(node, volume) and holds_label_maps(node):
             return node
     return None
+
+
+def of_volume(volume: "slicer.vtkMRMLScalarVolumeNode") -> "list[slicer.vtkMRMLSegmentationNode]":
+    """Return the segmentations of the scene whose geometry refers to a volume, whoever made them."""
+    nodes = volume.GetScene().GetNodesByClass("vtkMRMLSegmentationNode")
+    nodes.UnRegister(None)
+    found = [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
+    return [node for node in found if volume_of(node) is volume]
 
 
 def prepare(
@@ -132,6 +136,11 @@ def read_mask(node: "slicer.vtkMRMLSegmentationNode", identifier: str, grid: Gri
     return values.reshape(resampled.GetDimensions()[::-1]) > 0
 
 
+def is_empty(node: "slicer.vtkMRMLSegmentationNode", identifier: str) -> bool:
+    """Whether a segment has no label map with voxels."""
+    return _label_map(node, identifier) is None
+
+
 def tags_of(node: "slicer.vtkMRMLSegmentationNode", identifier: str) -> dict[str, str]:
     """Return the tags of a segment that this module or Slicer's terminology gave it."""
     segment = node.GetSegmentation().GetSegment(identifier)
@@ -194,12 +203,14 @@ def _is_blank(node) -> bool:
     return node.GetSegmentation().GetNumberOfSegments() == 0
 
 
-def _holds_label_maps(node) -> bool:
+def holds_label_maps(node: "slicer.vtkMRMLSegmentationNode") -> bool:
+    """Whether a segmentation's segments are kept as label maps, and not as surfaces."""
     binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
     return node.GetSegmentation().GetSourceRepresentationName() == binary
 
 
-def _volume_of(node) -> "slicer.vtkMRMLNode | None":
+def volume_of(node: "slicer.vtkMRMLSegmentationNode") -> "slicer.vtkMRMLNode | None":
+    """Return the volume whose geometry a segmentation refers to."""
     return node.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())
 
 

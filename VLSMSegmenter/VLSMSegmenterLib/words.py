@@ -53,3 +53,20 @@ def progress(event: dict) -> str:
         "done": "fetching the result",
     }
     return words.get(state, state)
+
+
+def training(event: dict) -> str:
+    """Return one of the events of a training in words."""
+    state = event["state"]
+    if state == "writing":
+        return f"writing volume {event['done'] + 1} of {event['total']}"
+    if state == "starting":
+        return "starting the training"
+    so_far = event["progress"]
+    if so_far is None:
+        return f"epoch 1 of at most {event['total']}; the time left is known after it"
+    return (
+        f"epoch {min(so_far.epochs_done + 1, so_far.epochs)} of at most {so_far.epochs}, "
+        f"loss {so_far.training_loss:.3f}, best Dice {so_far.best_dice:.3f}, "
+        f"at most {duration(math.ceil(so_far.seconds_left))} left"
+    )

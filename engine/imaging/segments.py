@@ -10,6 +10,8 @@ import SimpleITK as sitk
 
 # Easy to tell apart, and legible on grey; the first that is free is taken, beginning with the name's own.
 PALETTE_HUES = (0.02, 0.33, 0.58, 0.13, 0.80, 0.48, 0.92, 0.07, 0.68, 0.22)
+SMOOTHING = 1.5  # standard deviation in voxels
+SMOOTHING_MARGIN = 6  # voxels around what is smoothed: four times the deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,29 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
         plane = mask.squeeze(axis=mask.shape.index(1))
         return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(plane))).reshape(mask.shape) > 0
     return sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(mask))) > 0
+
+
+def smooth(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Round off a mask's surface: where a Gaussian mean of it exceeds one half.
+
+    Its width is `SMOOTHING` times the finest spacing (x, y, z) in every direction, so that slices that lie far
+    apart are not mixed; what is thinner than a few voxels goes.
+    """
+    if not mask.any():
+        return mask
+    box = _box(mask, margin=SMOOTHING_MARGIN)
+    image = sitk.Cast(_image(mask[box]), sitk.sitkFloat32)
+    image.SetSpacing([float(spacing) for spacing in spacing_mm])
+    mean = sitk.DiscreteGaussian(image, (SMOOTHING * min(spacing_mm)) ** 2)
+    smoothed = np.zeros_like(mask)
+    smoothed[box] = sitk.GetArrayFromImage(mean) > 0.5
+    return smoothed
+
+
+def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Return the smallest box around a mask's voxels, with a margin."""
+    ranges = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(max(0, r[0] - margin), r[-1] + 1 + margin) for r in ranges)
 
 
 def drop_small(mask: np.ndarray, minimum_ml: float, voxel_volume_ml: float) -> np.ndarray:

@@ -89,6 +89,12 @@ def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> No
         _write_image(temporary, values, volume, picture)
 
 
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write a volume's own voxels on its grid, in one step; NRRD and MetaImage keep every bit of both."""
+    with replacing(path) as temporary:
+        _write_image(temporary, volume.voxels, volume, picture=False)
+
+
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:
     """Write, and read back what was written: some formats are cut off silently where the disk is full, and NIfTI
     cannot hold every grid."""
