@@ -1,6 +1,9 @@
-"""Look after adapters. `import` converts a checkpoint of the paper's own code into a bundle."""
+"""Look after adapters: list, install, verify and remove them, and convert checkpoints of the paper's own code."""
 
 import argparse
+import json
+import sys
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -10,11 +13,59 @@ from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
 from engine.cli import run
 from engine.converting import convert, read_checkpoint
 from engine.errors import UserError
+from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
 from engine.prompts import check_prompts
 
 
 def main() -> None:
-    import_checkpoint(_parser().parse_args())
+    options = _parser().parse_args()
+    options.do(options)
+
+
+def show(options: argparse.Namespace) -> None:
+    """List the adapters: a line each, or JSON for programs."""
+    entries = list_adapters()
+    if options.json:
+        print(json.dumps([asdict(entry) | {"folder": str(entry.folder)} for entry in entries]))
+        return
+    for entry in entries:
+        print(_line(entry))
+
+
+def install(options: argparse.Namespace) -> None:
+    done = install_adapter(options.source, options.name, options.overwrite, options.dry_run)
+    if options.json:
+        print(json.dumps(asdict(done) | {"folder": str(done.folder)}))
+        return
+    word = "would install" if options.dry_run else "installed"
+    instead = " in place of the one that is there" if done.replaces else ""
+    print(f"{word} {done.name}{instead}: {done.folder}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Say what is right and wrong with each adapter; end with the code for errors where anything is wrong."""
+    names = options.names or [entry.name for entry in list_adapters()]
+    problems = []
+    for name in names:
+        try:
+            print(verify_adapter(name))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def remove(options: argparse.Namespace) -> None:
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"nobody can be asked whether '{options.name}' may be removed; add --yes")
+        if input(f"Remove {options.name} with all that its folder holds? [y/N] ").strip().lower() not in (
+            "y",
+            "yes",
+        ):
+            print("nothing was removed")
+            return
+    print(f"removed {remove_adapter(options.name)}")
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
@@ -41,6 +92,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         threshold=checkpoint.threshold,
         data_set=options.data_set,
         licence=options.licence,
+        modality=options.modality,
         training={
             "code": "naamiinepal/vlsm-adapter",
             "imported_from": checkpoint.path.name,
@@ -58,10 +110,47 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         print(f"the checkpoint holds the adapter alone: whether it was trained on '{base.name}' cannot be checked")
 
 
+def _line(entry: Entry) -> str:
+    if entry.card is None:
+        return f"{entry.name}: {entry.problem}"
+    card, origin = entry.card, "shipped" if entry.shipped else "your own"
+    about = f"{card.method} {card.placement}".strip()
+    return f"{entry.name}: {about} for {card.base}, {origin}; {card.data_set or 'data not stated'}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    json_help = "print JSON, for programs"
+
+    command = commands.add_parser("list", help="list the adapters that are found by name")
+    command.set_defaults(do=show)
+    command.add_argument("--json", action="store_true", help=json_help)
+
+    command = commands.add_parser("install", help="install an adapter from a folder or a zip file")
+    command.set_defaults(do=install)
+    command.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP")
+    command.add_argument("--name", help="by which it is found (default: that on its card)")
+    command.add_argument("--overwrite", action="store_true", help="replace your own adapter of that name")
+    command.add_argument("--dry-run", action="store_true", help="check everything, and install nothing")
+    command.add_argument("--json", action="store_true", help=json_help)
+
+    command = commands.add_parser("verify", help="check files against their cards, and bases against adapters")
+    command.set_defaults(do=verify)
+    command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+
+    command = commands.add_parser("remove", help="remove an adapter of your own")
+    command.set_defaults(do=remove)
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
+    _add_import(commands)
+    return parser
+
+
+def _add_import(commands) -> None:
     command = commands.add_parser("import", help="convert a checkpoint of VLSM-Adapter's code")
+    command.set_defaults(do=import_checkpoint)
     add = command.add_argument
     add(
         "checkpoint",
@@ -75,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompts", nargs="+", default=[], metavar="PROMPT", help="what it was trained on, for the card")
     add("--data-set", default="", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
+    add("--modality", default="", help="of the images, for the card: CT, MR, US, CR, …, or RGB for colour")
     add("--overwrite", action="store_true", help="replace an adapter that is there")
-    return parser
 
 
 if __name__ == "__main__":
