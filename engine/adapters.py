@@ -59,10 +59,8 @@ def remove(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise UserError(f"nobody can be asked whether '{options.name}' may be removed; add --yes")
-        if input(f"Remove {options.name} with all that its folder holds? [y/N] ").strip().lower() not in (
-            "y",
-            "yes",
-        ):
+        answer = input(f"Remove {options.name} with all that its folder holds? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
     print(f"removed {remove_adapter(options.name)}")

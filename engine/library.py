@@ -1,6 +1,6 @@
 """The user's adapters: list, install, verify and remove them. Nothing half-copied or changed is ever found by name.
 
-Adapters are installed into `user_models()`, the user's own folder, which is looked at before the shipped models. The
+They are installed into `user_models()`, the user's own folder, which is looked at before the shipped models; the
 shipped ones are never written.
 """
 

@@ -82,9 +82,7 @@ def bomb(archive):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_file_that_is_not_safe_or_not_whole_leaves_nothing(
-    bundle, change, leave_out, message
-):
+def test_a_zip_file_that_is_not_safe_or_not_whole_leaves_nothing(bundle, change, leave_out, message):
     path = zipped(bundle, change=change, leave_out=leave_out)
     with pytest.raises(UserError, match=message) as refusal:
         install_adapter(path)
