@@ -1,7 +1,10 @@
-"""Look after adapters. `import` converts a checkpoint of the paper's own code into a bundle; `calibrate` chooses
-anew from which presence score on a prompt counts as found."""
+"""Look after adapters: list, install, verify and remove them, choose anew from which presence score on a prompt counts
+as found, and convert checkpoints of the paper's own code."""
 
 import argparse
+import json
+import sys
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from engine.cli import progress_bar, run
 from engine.converting import convert, read_checkpoint
 from engine.data import open_splits, wordings
 from engine.errors import UserError
+from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
 from engine.measuring import calibrate_adapter, measure_adapter
 from engine.prompts import OTHER_STRUCTURES, check_prompts
 from engine.samples import absent_from
@@ -20,7 +24,51 @@ from engine.segmenter import Segmenter
 
 def main() -> None:
     options = _parser().parse_args()
-    options.run(options)
+    options.do(options)
+
+
+def show(options: argparse.Namespace) -> None:
+    """List the adapters: a line each, or JSON for programs."""
+    entries = list_adapters()
+    if options.json:
+        print(json.dumps([asdict(entry) | {"folder": str(entry.folder)} for entry in entries]))
+        return
+    for entry in entries:
+        print(_line(entry))
+
+
+def install(options: argparse.Namespace) -> None:
+    done = install_adapter(options.source, options.name, options.overwrite, options.dry_run)
+    if options.json:
+        print(json.dumps(asdict(done) | {"folder": str(done.folder)}))
+        return
+    word = "would install" if options.dry_run else "installed"
+    instead = " in place of the one that is there" if done.replaces else ""
+    print(f"{word} {done.name}{instead}: {done.folder}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Say what is right and wrong with each adapter; end with the code for errors where anything is wrong."""
+    names = options.names or [entry.name for entry in list_adapters()]
+    problems = []
+    for name in names:
+        try:
+            print(verify_adapter(name))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def remove(options: argparse.Namespace) -> None:
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"nobody can be asked whether '{options.name}' may be removed; add --yes")
+        answer = input(f"Remove {options.name} with all that its folder holds? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return
+    print(f"removed {remove_adapter(options.name)}")
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
@@ -47,6 +95,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         threshold=checkpoint.threshold,
         data_set=options.data_set,
         licence=options.licence,
+        modality=options.modality,
         training={
             "code": "naamiinepal/vlsm-adapter",
             "imported_from": checkpoint.path.name,
@@ -62,6 +111,14 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     print(f"wrote {output}: {kind}, for the base '{base.name}'")
     if not converted.base_checked:
         print(f"the checkpoint holds the adapter alone: whether it was trained on '{base.name}' cannot be checked")
+
+
+def _line(entry: Entry) -> str:
+    if entry.card is None:
+        return f"{entry.name}: {entry.problem}"
+    card, origin = entry.card, "shipped" if entry.shipped else "your own"
+    about = f"{card.method} {card.placement}".strip()
+    return f"{entry.name}: {about} for {card.base}, {origin}; {card.data_set or 'data not stated'}"
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -90,13 +147,36 @@ def calibrate(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    json_help = "print JSON, for programs"
+
+    command = commands.add_parser("list", help="list the adapters that are found by name")
+    command.set_defaults(do=show)
+    command.add_argument("--json", action="store_true", help=json_help)
+
+    command = commands.add_parser("install", help="install an adapter from a folder or a zip file")
+    command.set_defaults(do=install)
+    command.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP")
+    command.add_argument("--name", help="by which it is found (default: that on its card)")
+    command.add_argument("--overwrite", action="store_true", help="replace your own adapter of that name")
+    command.add_argument("--dry-run", action="store_true", help="check everything, and install nothing")
+    command.add_argument("--json", action="store_true", help=json_help)
+
+    command = commands.add_parser("verify", help="check files against their cards, and bases against adapters")
+    command.set_defaults(do=verify)
+    command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+
+    command = commands.add_parser("remove", help="remove an adapter of your own")
+    command.set_defaults(do=remove)
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
     _add_import(commands.add_parser("import", help="convert a checkpoint of VLSM-Adapter's code"))
     _add_calibrate(commands.add_parser("calibrate", help="choose the presence threshold on validation images"))
     return parser
 
 
 def _add_import(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=import_checkpoint)
+    command.set_defaults(do=import_checkpoint)
     add = command.add_argument
     add(
         "checkpoint",
@@ -110,11 +190,12 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     add("--prompts", nargs="+", default=[], metavar="PROMPT", help="what it was trained on, for the card")
     add("--data-set", default="", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
+    add("--modality", default="", help="of the images, for the card: CT, MR, US, CR, …, or RGB for colour")
     add("--overwrite", action="store_true", help="replace an adapter that is there")
 
 
 def _add_calibrate(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=calibrate)
+    command.set_defaults(do=calibrate)
     add = command.add_argument
     add("adapter", metavar="ADAPTER", help="name or folder; its card is rewritten, its weights stay")
     add("--data", type=Path, required=True, help="folder of labelled images with a split for validation")

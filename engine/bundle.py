@@ -34,6 +34,8 @@ class AdapterCard:
         plane, window: how volumes are sliced and their intensities mapped when the user does not say.
         channels: "slice": the three channels hold one slice, or its colours; "2.5d": a slice and its neighbours.
         prompts: what it was trained on.
+        modality: of the images that it is for, as DICOM names it, such as "MR"; "RGB" for pictures in colour, and
+            nothing where it is not stated.
         threshold: of the probability, from which a voxel belongs to the segment.
         presence_threshold: of the presence score, below which a prompt counts as not found.
         presence: data set and split -> how often `presence_threshold` is wrong there (see `presence.Rates`); empty
@@ -49,6 +51,7 @@ class AdapterCard:
     base: str
     base_sha256: str
     prompts: list[str]
+    modality: str = ""
     plane: str = "auto"
     window: str = "auto"
     channels: str = SLICE
@@ -211,7 +214,7 @@ def card_for_people(card: AdapterCard) -> str:
         f'    python -m engine.segment SCAN --prompt "{example}" --adapter {card.name} -o OUT.seg.nrrd',
         "",
         f"- Prompts: {', '.join(card.prompts) or UNKNOWN}",
-        f"- Trained on: {card.data_set or UNKNOWN}",
+        f"- Trained on: {card.data_set or UNKNOWN}; modality: {card.modality or UNKNOWN}",
         f"- Licence of the weights: {card.licence or UNKNOWN}",
         f"- Plane: {card.plane}; window: {card.window}; channels: {card.channels}; threshold: {card.threshold}",
         *_presence_for_people(card),

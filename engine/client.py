@@ -60,6 +60,8 @@ class Result:
         found: whether that is enough; where it is not, masks are empty.
         threshold: what `mask` uses when it is not told another.
         voxel_volume_ml: of one voxel.
+        base, base_sha256: the base that was used, and the hash of its weights.
+        adapter_sha256: hash of the adapter's weights; nothing where none was used.
     """
 
     prompt: str
@@ -68,6 +70,9 @@ class Result:
     found: bool
     threshold: float
     voxel_volume_ml: float
+    base: str
+    base_sha256: str
+    adapter_sha256: str
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """Return the voxels (z, y, x) bool whose probability reaches the threshold, rounded to a 256th: exactly the
@@ -223,7 +228,7 @@ class Client:
                     rest = rest[count:]
         if rest:
             raise UserError(self._gone("it stopped in the middle of a result"))
-        keys = ("prompt", "presence", "found", "threshold")
+        keys = ("prompt", "presence", "found", "threshold", "base", "base_sha256", "adapter_sha256")
         return Result(probability=probability, voxel_volume_ml=volume.voxel_volume_ml, **{k: row[k] for k in keys})
 
     def _holds(self, path: str) -> bool:

@@ -201,6 +201,7 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
         channels=plan.channels,
         data_set=options.data_set or options.data.resolve().name,
         licence=options.licence,
+        modality=options.modality,
         created=date.today().isoformat(),
         engine_version=__version__,
     )
@@ -268,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
+    add("--modality", default="", help="of the images, for the card: CT, MR, US, CR, …, or RGB for colour")
     add("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")
     add("--overwrite", action="store_true", help="replace an adapter that is there")
     _add_plan(parser.add_argument_group("hyper-parameters", "the defaults are the paper's where it has them"))

@@ -1,7 +1,9 @@
 """What can be read, and what is refused in one clear line."""
 
+import gzip
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from engine.errors import UserError
 from engine.imaging.dicom import list_series
 from engine.imaging.intensity import intensity_range, is_empty_air, to_unit
-from engine.imaging.reading import find_studies, read_frames, read_volume
+from engine.imaging.reading import find_studies, read_frames, read_volume, unpacked_bytes
 from engine.imaging.volume import Volume
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -116,6 +118,36 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(UserError, match=rf"a\.{suffix}"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_a_file_that_unpacks_to_far_more_than_its_header_says_is_refused_on_the_way(tmp_path, suffix):
+    path = tmp_path / f"bomb{suffix}"
+    sitk.WriteImage(sitk.Image([64, 64, 8], sitk.sitkInt16), path, True)
+    content = path.read_bytes()
+    if suffix == ".nii.gz":
+        path.write_bytes(gzip.compress(gzip.decompress(content) + bytes(8 << 20)))
+    elif suffix == ".nrrd":
+        start = content.index(b"\n\n") + 2
+        path.write_bytes(content[:start] + gzip.compress(bytes(8 << 20)))
+    else:
+        start = content.index(b"LOCAL\n") + 6
+        path.write_bytes(content[:start] + zlib.compress(bytes(8 << 20)))
+    with pytest.raises(UserError, match="far more than its header says"):
+        read_volume(path)
+
+
+def test_the_size_of_the_voxels_is_known_from_the_header_alone(tmp_path):
+    for name, image, size in (
+        ("a.nii.gz", sitk.Image([64, 64, 8], sitk.sitkInt16), 64 * 64 * 8 * 2),
+        ("b.png", sitk.Image([30, 20], sitk.sitkVectorUInt8, 3), 30 * 20 * 3),
+        ("c.nrrd", sitk.Image([9, 8, 7, 6], sitk.sitkFloat64), 9 * 8 * 7 * 6 * 8),
+    ):
+        sitk.WriteImage(image, tmp_path / name, True)
+        assert unpacked_bytes(tmp_path / name) == size
+    (tmp_path / "d.nrrd").write_text("nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        unpacked_bytes(tmp_path / "d.nrrd")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

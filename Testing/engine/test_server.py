@@ -308,6 +308,18 @@ def test_files_are_read_where_that_is_allowed(server, allowed_folder, voxels):
     assert status == 400 and "does not exist" in answer["detail"]
 
 
+def test_a_small_file_that_would_unpack_to_more_than_the_limit_is_refused_by_its_header(server, allowed_folder):
+    """The server takes 8 MiB; each of these has a few kilobytes, and its voxels are never unpacked."""
+    zeros = sitk.Image([512, 512, 20], sitk.sitkInt16)
+    for name in ("bomb.nii.gz", "bomb.nrrd", "bomb.mha"):
+        path = allowed_folder / name
+        sitk.WriteImage(zeros, path, True)
+        assert path.stat().st_size < 100_000
+        status, answer = ask(server, "POST", "/volumes", {"path": str(path)})
+        assert status == 413 and "server takes" in answer["detail"], (name, answer)
+        path.unlink()
+
+
 def test_files_elsewhere_are_not_read_by_any_trick(server, allowed_folder, tmp_path, voxels):
     secret = tmp_path / "secret.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(voxels), secret)

@@ -19,13 +19,14 @@ from harness import (
     warm_engine,
 )
 from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.engines import PACKAGES, LocalEngine, RemoteEngine, missing_packages
+from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
 from VLSMSegmenterLib.findings import Request
 from VLSMSegmenterLib.logic import SegmenterLogic
 from VLSMSegmenterLib.volumes import grid_of, voxels_of
 from VLSMSegmenterLib.words import duration, number, progress, size, split_prompts
 
 from engine import Segmenter
+from engine.bases import open_base
 from engine.errors import Cancelled, UserError
 from engine.imaging.segments import fill_holes, keep_largest, smooth
 from engine.imaging.volume import Volume
@@ -106,6 +107,13 @@ def test_segments_carry_prompt_adapter_hash_and_threshold(logic, volume):
     logic.adjust(node, threshold=0.7, largest_only=True)
     tags = segmentations.tags_of(node, finding.segment_id)
     assert (tags[segmentations.THRESHOLD], tags[segmentations.CLEAN_UP]) == ("0.7", "largest only")
+
+
+def test_segments_carry_the_bases_hash_also_where_no_adapter_was_used(logic, volume):
+    node = logic.segment(volume, ["brain"], base="mini")
+    tags = segmentations.tags_of(node, logic.findings(node)[0].segment_id)
+    assert tags[segmentations.ADAPTER] == "none"
+    assert tags[segmentations.BASE] == f"mini {open_base('mini').sha256[:12]}"
 
 
 def test_a_colour_belongs_to_its_prompt(logic, volume):
@@ -277,7 +285,7 @@ def test_a_cancelled_job_writes_nothing_and_ends_within_a_second(engine, scene):
 
     with pytest.raises(Cancelled):
         logic.segment(large, "brain", "head", on_progress=stop)
-    assert asked and time.monotonic() - asked[0] < 3  # a second, on a machine that has time for it
+    assert asked and time.monotonic() - asked[0] < 1
     assert logic.status == "cancelled"
     assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
     logic.segment(add_volume(np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.int16)), "brain", "head")
@@ -340,26 +348,6 @@ def test_a_remote_server_serves_the_same_way(engine, volume):
     assert list(ids_by_name(node)) == ["brain"]
     with pytest.raises(UserError, match="token"):
         RemoteEngine(client.url, "wrong").client()
-
-
-def test_the_packages_that_are_asked_for_are_those_of_the_project():
-    import re
-    from pathlib import Path
-
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
-    wanted = {re.split("[<>= ]", text)[0] for text in wanted} - {"matplotlib"}  # draws for the command line only
-    assert set(PACKAGES.values()) == wanted
-
-
-def test_what_is_missing_is_said(monkeypatch):
-    assert missing_packages() == []
-    monkeypatch.setitem(PACKAGES, "no_such_module", "no-such-package")
-    assert missing_packages() == ["no-such-package"]
-    with pytest.raises(UserError, match="choose another"):
-        missing_packages("/no/python")
 
 
 def test_prompts_are_split_at_lines_and_semicolons():

@@ -6,28 +6,35 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import IO
 
 from engine.client import Client
 from engine.errors import UserError
 from engine.launching import ROOT, Server, start_command
+from VLSMSegmenterLib.dependencies import PACKAGES, Report
 
-# Packages that the engine's process imports: the name to import and the name to install.
-PACKAGES = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-    "huggingface_hub": "huggingface_hub",
-    "numpy": "numpy",
-    "SimpleITK": "SimpleITK",
-    "pydicom": "pydicom",
-    "PIL": "pillow",
-    "rich": "rich",
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "psutil": "psutil",
-}
-CHECK_SECONDS = 60
+CHECK_SECONDS = 120  # loading PyTorch from a cold disk takes long
+_INSPECT = """
+import importlib.metadata, importlib.util, json, platform, sys
+report = {"python": platform.python_version(), "versions": {}}
+for module, name in json.loads(sys.argv[1]).items():
+    if importlib.util.find_spec(module):
+        try:
+            report["versions"][name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            report["versions"][name] = ""
+if "torch" in report["versions"]:
+    try:
+        import torch
+        if torch.cuda.is_available():
+            report["gpu"] = torch.cuda.get_device_name(0)
+        elif torch.backends.mps.is_available():
+            report["gpu"] = "of Apple"
+    except Exception as error:
+        report["torch_error"] = f"{type(error).__name__}: {error}"[:200]
+print(json.dumps(report))
+"""
 START_SECONDS = 600  # on a busy machine; who does not want to wait cancels
 
 
@@ -103,30 +110,49 @@ def slicers_python() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
-def missing_packages(python: str = "") -> list[str]:
-    """Return what the engine needs and a Python lacks, by the names under which it is installed.
+def inspect_python(python: str = "") -> Report:
+    """Return what a Python has of what the engine needs. Takes seconds where PyTorch is there.
 
-    Nothing is imported, so that it takes no long. Raises:
+    Raises:
         UserError: the Python cannot be run.
     """
+    names = {package.module: package.name for package in PACKAGES}
+    printed = run_python(python, ["-c", _INSPECT, json.dumps(names)], CHECK_SECONDS)
+    try:
+        return Report(**json.loads(printed.strip().splitlines()[-1]))
+    except (ValueError, IndexError, TypeError) as error:
+        raise UserError(f"{python or slicers_python()} does not answer as a Python; choose another") from error
+
+
+def run_python(python: str, arguments: Sequence[str], timeout_seconds: float) -> str:
+    """Run a Python, Slicer's own where it is "", with the engine beside it, and return what it prints.
+
+    Raises:
+        UserError: it cannot be run, or says an error of its own.
+    """
     python = python or slicers_python()
-    code = (
-        "import importlib.util as u, json, sys;"
-        "print(json.dumps([n for n in json.loads(sys.argv[1]) if u.find_spec(n) is None]))"
-    )
+    environment = {**os.environ, **_environment(python)}
+    paths = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [python, "-c", code, json.dumps(list(PACKAGES))],
-            env={**os.environ, **_environment(python)},
+            [python, *arguments],
+            env={**environment, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            timeout=CHECK_SECONDS,
-            check=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # Windows would show a console
         )
-        absent = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"{python} does not run as a Python ({error}); choose another") from error
-    return [PACKAGES[name] for name in absent]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        if last.startswith("error: "):  # of the engine's commands, which is meant for people
+            raise UserError(last.removeprefix("error: "))
+        raise UserError(f"{python} cannot do this ({last}); see what it lacks, or choose another")
+    return done.stdout
 
 
 def _environment(python: str) -> dict[str, str]:

@@ -298,9 +298,8 @@ class SegmenterLogic:
         results = client.segment(
             there, request.prompts, **options, on_progress=job.report, cancelled=lambda: job.cancelled
         )
-        cards = {card["name"]: card for card in client.adapters()}
-        facts = {"card": cards.get(request.adapter), "device": client.health()["device"]}
-        return _Sent(order, client, there), results, facts | {"seconds": time.monotonic() - started}
+        seconds, device = time.monotonic() - started, client.health()["device"]
+        return _Sent(order, client, there), results, {"seconds": seconds, "device": device}
 
     def _finish(self, ids, order: "_Order", sent: "_Sent", results: list[Result], facts: dict):
         """Write what was found; return the segmentation. All is taken back where a part of it fails."""
@@ -326,7 +325,7 @@ class SegmenterLogic:
     def _finding(self, node, order: "_Order", result: Result, facts: dict, before: dict) -> Finding:
         request = order.request
         return Finding(
-            self._segment_for(node, result, request, facts["card"], before),
+            self._segment_for(node, result, request, before),
             result,
             order.grid,
             order.box,
@@ -340,7 +339,7 @@ class SegmenterLogic:
         )
 
     @staticmethod
-    def _segment_for(node, result: Result, request: Request, card: dict | None, before: dict) -> str:
+    def _segment_for(node, result: Result, request: Request, before: dict) -> str:
         """Return the id of a result's segment, new or to be replaced, with its tags; `before` gets what it was."""
         identifier = segmentations.segment_of_prompt(node, result.prompt) if request.replace else None
         if identifier is None:
@@ -351,7 +350,7 @@ class SegmenterLogic:
             segmentations.set_tags(node, identifier, tags)
         elif identifier not in before:
             before[identifier] = segmentations.snapshot(node, identifier)
-        segmentations.set_tags(node, identifier, _tags(result, request, card))
+        segmentations.set_tags(node, identifier, _tags(result, request))
         return identifier
 
     def _write(self, node, finding: Finding) -> Finding:
@@ -382,13 +381,12 @@ class SegmenterLogic:
                 del self._findings[node_id, identifier]
 
 
-def _tags(result: Result, request: Request, card: dict | None) -> dict[str, str]:
+def _tags(result: Result, request: Request) -> dict[str, str]:
     """Return what a segment was made from, under the names that the engine's own files use."""
-    base = f"{card['base']} {card['base_sha256'][:12]}" if card and not request.base else request.base or "default"
     return {
         segmentations.PROMPT: result.prompt,
-        segmentations.ADAPTER: f"{card['name']} {card['sha256'][:12]}" if card else request.adapter or "none",
-        segmentations.BASE: base,
+        segmentations.ADAPTER: f"{request.adapter} {result.adapter_sha256[:12]}" if request.adapter else "none",
+        segmentations.BASE: f"{result.base} {result.base_sha256[:12]}",
         segmentations.PRESENCE: f"{result.presence:.3f}",
     }
 

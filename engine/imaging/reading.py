@@ -22,6 +22,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 NIFTI_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+MOST_EXCESS = 2  # how often a compressed file may hold what its header says, or a mebibyte
 SFORM_TOLERANCE = 0.1  # of a voxel; headers keep single precision, and a real contradiction is larger
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
 
@@ -81,6 +82,24 @@ def read_image(path: Path) -> sitk.Image:
     elif image_suffix(path) in PICTURE_SUFFIXES:
         _check_picture(path)
     return _read(path)
+
+
+def unpacked_bytes(path: Path) -> int:
+    """Return how many bytes the voxels of a file take once they are read, as its header alone says.
+
+    Raises:
+        UserError: the header cannot be read.
+    """
+    _check_name(path)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+    return math.prod(reader.GetSize()) * voxel.GetNumberOfComponentsPerPixel() * voxel.GetSizeOfPixelComponent()
 
 
 def find_studies(folder: Path) -> list[Path]:
@@ -164,7 +183,6 @@ def _check_nifti(path: Path) -> None:
     """Refuse what SimpleITK would silently mend: a zero spacing, a singular or contradicting sform, voxels that are
     missing or damaged."""
     try:
-        size = _check_whole(path)
         with _open(path) as file:
             header = file.read(348)
         order = "<" if header[:4] == struct.pack("<i", 348) else ">"
@@ -178,6 +196,7 @@ def _check_nifti(path: Path) -> None:
         qform_code, sform_code = field(252, "2h")
         placing = field(256, "6f")
         sform = np.reshape(field(280, "12f"), (3, 4))
+        size = _check_whole(path, needed)
     except (OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error) as error:
         raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
     if not np.isfinite(spacing).all() or 0 in spacing:
@@ -212,16 +231,30 @@ def _check_sform(path: Path, sform: np.ndarray, units: int) -> None:
         )
 
 
-def _check_whole(path: Path) -> int:
+def _check_whole(path: Path, needed: int) -> int:
     """Return the size of a file once unpacked; gzip's own checksum is proved on the way.
+
+    Args:
+        needed: what it should have by its header.
 
     Raises:
         OSError, EOFError, zlib.error: it is damaged.
+        UserError: it goes on far beyond that.
     """
     if path.suffix.lower() != ".gz":
         return path.stat().st_size
+    size = 0
     with gzip.open(path) as file:
-        return sum(len(block) for block in iter(lambda: file.read(1 << 20), b""))
+        while block := file.read(1 << 20):
+            size += len(block)
+            _check_excess(path, size, needed)
+    return size
+
+
+def _check_excess(path: Path, size: int, needed: int) -> None:
+    """Refuse a small file that would be unpacked for hours."""
+    if size > MOST_EXCESS * max(needed, 1 << 20):
+        raise UserError(f"{path} unpacks to far more than its header says; it is damaged, get it again")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -250,11 +283,12 @@ def _check_compressed(path: Path) -> None:
         start, kind = match.end() if match else -1, 47
     else:
         return
-    unpacker = zlib.decompressobj(kind)
+    unpacker, size, needed = zlib.decompressobj(kind), 0, unpacked_bytes(path)
     try:
         rest = content[start:] if start > 1 else b""
         while rest:
-            unpacker.decompress(rest, 1 << 24)
+            size += len(unpacker.decompress(rest, 1 << 24))
+            _check_excess(path, size, needed)
             rest = unpacker.unconsumed_tail
     except zlib.error as error:
         raise UserError(f"{path} has damaged voxels ({error}); get it again") from error

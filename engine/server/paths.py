@@ -1,8 +1,12 @@
 """Volumes from files of the server's machine, in the folders that are allowed."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from engine.imaging.reading import read_volume
+from engine.errors import UserError
+from engine.imaging.dicom import is_dicom
+from engine.imaging.reading import image_suffix, read_volume, unpacked_bytes
 from engine.imaging.volume import Volume
 from engine.server.refusal import Refusal
 
@@ -15,7 +19,7 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
 
     Args:
         allowed: the folders, resolved, in which files may be read.
-        limit: bytes of the files.
+        limit: bytes of the files, and of their voxels once they are unpacked.
 
     Raises:
         Refusal: the path leads elsewhere, also by a link, whether it exists or not; the files are too large.
@@ -33,7 +37,19 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
         raise Refusal(403, f"the server reads no headers without voxels ({', '.join(DETACHED)}); use .nrrd or .mha")
     if sum(file.stat().st_size for file in files if file.is_file()) > limit:
         raise Refusal(413, f"the files are larger than the {limit:,} bytes that the server takes")
+    if _unpacked_bytes(files) > limit:
+        raise Refusal(413, f"the voxels would take more than the {limit:,} bytes that the server takes; crop them")
     return read_volume(meant, series, frame)
+
+
+def _unpacked_bytes(files: Iterable[Path]) -> int:
+    """Return what the voxels of images will take, by their headers; reading says what is wrong with a header."""
+    total = 0
+    for file in files:
+        if file.is_file() and (image_suffix(file) or is_dicom(file)):
+            with suppress(UserError):
+                total += unpacked_bytes(file)
+    return total
 
 
 def _is_inside(place: Path | None, allowed: tuple[Path, ...]) -> bool:

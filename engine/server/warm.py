@@ -61,7 +61,7 @@ class WarmSegmenters:
                 lambda done, total, n=number, step=step: pace(n * total + done, len(prompts) * total, step),
             )
             kept.append(to_levels(result.probability))
-            rows.append(_row(result, kept[-1]))
+            rows.append(_row(result, kept[-1]) | _origin(segmenter))
         thresholds, found = tuple(row["threshold"] for row in rows), tuple(row["found"] for row in rows)
         return rows, HeldResults(job.held.id, tuple(kept), thresholds, found)
 
@@ -120,6 +120,15 @@ def _key(task: Task) -> tuple:
     """Return what tells models apart; an adapter that was trained again is another one."""
     checksum = read_card(find_adapter(task.adapter)).sha256 if task.adapter else None
     return task.adapter, task.base or (None if task.adapter else DEFAULT_BASE), checksum
+
+
+def _origin(segmenter: Segmenter) -> dict:
+    """Return what a result was made by: the base, and the hashes of its weights and of the adapter's."""
+    return {
+        "base": segmenter.base.name,
+        "base_sha256": segmenter.base.sha256,
+        "adapter_sha256": segmenter.card.sha256 if segmenter.card else "",
+    }
 
 
 def _row(result: Result, levels: np.ndarray) -> dict:
