@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -84,6 +85,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _line(task: Task) -> str:
+    left = "" if task.time_remaining is None else f"about {task.time_remaining:.0f} s left "
+    return f"{task.description} {task.completed:g} / {task.total:g} {left}{task.fields['note']}".rstrip()
+
+
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Show done / total, the time gone and the time left on standard error: a bar on a terminal, otherwise a
@@ -110,10 +116,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
             nonlocal next_line
             progress.update(task_id, completed=done, advance=1 if done is None else None, **fields)
             if not console.is_terminal and time.monotonic() >= next_line:
-                task = progress.tasks[0]
-                print(
-                    f"{task.description} {task.completed:g} / {task.total:g} {task.fields['note']}", file=sys.stderr
-                )
+                print(_line(progress.tasks[0]), file=sys.stderr)
                 next_line = time.monotonic() + LOG_EVERY_SECONDS
 
         yield update

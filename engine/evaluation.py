@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.data import Case, DataSet
 from engine.metrics import dice, hausdorff_95, intersection_over_union
+from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
@@ -80,6 +81,12 @@ def wrong(prompts: Sequence[str], seed: int = 0) -> Ask:
                 yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
 
     return ask
+
+
+def wrong_prompts(data_set: DataSet) -> list[str]:
+    """Return what `wrong` may ask the cases of a data set for: its structures, and those of other subjects."""
+    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
+    return [*structures, *OTHER_STRUCTURES]
 
 
 def _words(prompt: str) -> set[str]:

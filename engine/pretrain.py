@@ -13,6 +13,7 @@ from rich.console import Console
 
 from engine import __version__
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights
+from engine.bundle import measured
 from engine.cli import progress_bar, run
 from engine.data import DataSet, open_splits
 from engine.errors import UserError
@@ -99,7 +100,7 @@ def _card(
         "licence": recipe.licence,
         "intended_use": "Research only; not a medical device.",
         "data_sets": {s.name: sorted({a.plain_prompt for a in s.annotations}) for s in sets},
-        "metrics": {f"{name}, test split, plain class prompt": figures for name, figures in metrics.items()},
+        "metrics": {measured(name, "plain"): figures for name, figures in metrics.items()},
         "training": {"seconds": round(seconds), "device": options.device, "stages": recipe.stages},
         "created": date.today().isoformat(),
         "engine_version": __version__,

@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from engine import __version__
 from engine.activations import PLACES
 from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
+from engine.bundle import AdapterCard, check_bundle_folder, measured, save_bundle
 from engine.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.checking import check
 from engine.cli import interruptible, progress_bar, run
@@ -126,7 +126,7 @@ def _train_one(
     if not trainer.accelerator.is_main_process:
         return None
     scores = _test(output, options, sets["test"])
-    metrics = {f"{sets['test'].name}, test split, plain class prompt": by_structure(scores)} if scores else {}
+    metrics = {measured(sets["test"].name, "plain"): by_structure(scores)} if scores else {}
     save_bundle(output, trainer.model.trained, replace(_finished(card, trainer), metrics=metrics))
     print(f"wrote {output}")
     return means(scores) if scores else None
