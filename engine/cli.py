@@ -23,6 +23,7 @@ from engine.errors import Cancelled, UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 LOG_EVERY_SECONDS = 10.0
+ESTIMATE_SECONDS = 300.0  # over which the speed is taken for the time left; a step may take many seconds
 
 
 def run(main: Callable[[], None]) -> None:
@@ -108,7 +109,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    settings = {"transient": True, "speed_estimate_period": ESTIMATE_SECONDS, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **settings) as progress:
         task_id = progress.add_task(description, total=total, note="")
         next_line = 0.0
 

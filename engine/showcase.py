@@ -12,7 +12,7 @@ from engine.data import DataSet
 from engine.evaluation import ALL, Score, by_structure
 from engine.files import write_text
 from engine.gallery import Exhibit, compared, write_gallery
-from engine.imaging.segments import Segment
+from engine.imaging.segments import Segment, segment_colors
 from engine.measurements import Trial
 from engine.metrics import dice
 from engine.phantoms import Draw
@@ -23,7 +23,6 @@ from engine.terms import Terms, terms_of
 PLACES = ("best", "upper third", "lower third", "worst")
 INCHES, TOGETHER_INCHES = 2.4, 3.2
 LONGEST_PROMPT = 36
-TOGETHER_COLORS = ((0.95, 0.6, 0.15), (0.25, 0.65, 0.95), (0.9, 0.35, 0.75))
 INTRODUCTION = """# Gallery
 
 What the shipped adapters make of images that they were not trained on. The upper row of a picture shows the
@@ -92,10 +91,11 @@ def draw_together(path: Path, trial: Trial, segmenter: Segmenter, scores: Sequen
     chosen = sorted(together, key=lambda found: sum(score.dice for score in found))[len(together) // 2]
     exhibits = [exhibit(segmenter, trial.data_set, score, "") for score in chosen]
     captions = [f"{start}: Dice {score.dice:.2f}" for start, score in zip(terms.together, chosen, strict=True)]
+    colors = segment_colors(terms.together)
     references, results = (
         [
             Segment(caption, shown.segments[side].mask, color)
-            for caption, shown, color in zip(captions, exhibits, TOGETHER_COLORS, strict=True)
+            for caption, shown, color in zip(captions, exhibits, colors, strict=True)
         ]
         for side in (0, 1)
     )
