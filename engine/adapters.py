@@ -1,4 +1,4 @@
-"""Look after adapters: list, install, verify and remove them, choose anew from which presence score on a prompt counts
+"""Look after adapters: list, install, verify and remove them, calibrate from which presence score on a prompt counts
 as found, and convert checkpoints of the paper's own code."""
 
 import argparse
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from engine import __version__
 from engine.bases import open_base, user_models
-from engine.bundle import AdapterCard, check_bundle_folder, find_adapter, save_bundle, save_card
+from engine.bundle import AdapterCard, check_bundle_folder, find_adapter, save_bundle, write_card
+from engine.card_figures import calibrate_adapter, measure_adapter
 from engine.cli import progress_bar, run
 from engine.converting import convert, read_checkpoint
 from engine.data import open_splits, wordings
 from engine.errors import UserError
 from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
-from engine.measuring import calibrate_adapter, measure_adapter
 from engine.prompts import OTHER_STRUCTURES, check_prompts
 from engine.samples import absent_from
 from engine.segmenter import Segmenter
@@ -140,7 +140,7 @@ def calibrate(options: argparse.Namespace) -> None:
         with progress_bar("testing", sets["test"].case_count) as update:
             _, rates = measure_adapter(segmenter, sets["test"], others, update)
         print(f"test: {rates}")
-    save_card(folder, segmenter.card)
+    write_card(folder, segmenter.card)
     print(f"wrote the card of {folder}")
 
 

@@ -1,7 +1,8 @@
 """Adapter bundles: a folder with `adapter.safetensors`, `card.json` and `README.md`."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import get_origin
 
@@ -17,11 +18,13 @@ from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
 from engine.model.prompted import PromptedNet
 from engine.presence import Rates
+from engine.tables import FIGURES, markdown_table, with_interval
 from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
-WEIGHTS, CARD, README = "adapter.safetensors", "card.json", "README.md"
+WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
 UNKNOWN = "not stated"
+QUESTIONS = {"plain": "plain class prompt", "random": "random prompts", "wrong": "absent prompts"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class AdapterCard:
         presence_threshold: of the presence score, below which a prompt counts as not found.
         presence: data set and split -> how often `presence_threshold` is wrong there (see `presence.Rates`); empty
             where it was not calibrated.
-        metrics: data set and split -> prompt -> figures.
+        metrics: data set and split and kind of prompt (see `measured`) -> structure -> figures; of absent prompts,
+            the shares of cases and of voxels in which something was found.
         sha256: of `adapter.safetensors`.
     """
 
@@ -73,15 +77,22 @@ def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterC
     """Write a bundle with the trained part of a net; return its card with the checksum filled in."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, trained.state_dict())
-    card = AdapterCard(**{**asdict(card), "sha256": sha256_of(folder / WEIGHTS)})
-    save_card(folder, card)
+    (folder / PICTURE).unlink(missing_ok=True)  # it would show what other weights made
+    card = replace(card, sha256=sha256_of(folder / WEIGHTS))
+    write_card(folder, card)
     return card
 
 
-def save_card(folder: Path, card: AdapterCard) -> None:
-    """Write the card of a bundle whose weights are there, for the engine and for people."""
+def write_card(folder: Path, card: AdapterCard) -> None:
+    """Write `card.json` and `README.md` of a bundle whose weights, and picture if it has one, are there."""
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
-    write_text(folder / README, card_for_people(card))
+    write_text(folder / README, card_for_people(card, (folder / PICTURE).is_file()))
+
+
+def measured(data_set: str, kind: str) -> str:
+    """Return the key of a card's metrics for the test split of a data set and a kind of question (plain, random or
+    wrong; see `engine.evaluation`)."""
+    return f"{data_set}, test split, {QUESTIONS[kind]}"
 
 
 def check_bundle_folder(
@@ -203,8 +214,8 @@ def adapter_names() -> list[str]:
     return sorted({p.parent.name for folder in model_folders() for p in folder.glob(f"*/{WEIGHTS}")})
 
 
-def card_for_people(card: AdapterCard) -> str:
-    """Return the card as Markdown."""
+def card_for_people(card: AdapterCard, pictured: bool = False) -> str:
+    """Return the card as Markdown; `pictured` says whether a picture lies beside it."""
     example = card.prompts[0] if card.prompts else "PROMPT"
     lines = [
         f"# {card.name}",
@@ -219,13 +230,16 @@ def card_for_people(card: AdapterCard) -> str:
         f"- Plane: {card.plane}; window: {card.window}; channels: {card.channels}; threshold: {card.threshold}",
         *_presence_for_people(card),
         f"- Created {card.created} by engine {card.engine_version}",
+        *_training_for_people(card),
         *_origin_for_people(card),
         "",
     ]
-    for name, prompts in card.metrics.items():
-        lines += [f"## {name}", "", "| prompt | Dice | IoU | HD95 | cases |", "|---|---|---|---|---|"]
-        lines += [f"| {prompt} | {_figures_for_people(figures)} |" for prompt, figures in prompts.items()]
-        lines.append("")
+    if pictured:
+        lines += [f"![Images above; below, outlines of reference and result]({PICTURE})", ""]
+    for name, structures in card.metrics.items():
+        columns = ("prompt", *dict.fromkeys(chain(*map(_figures_for_people, structures.values()))))
+        rows = [(structure, *_figures_for_people(figures).values()) for structure, figures in structures.items()]
+        lines += [f"## {name}", "", markdown_table(columns, rows), ""]
     return "\n".join(lines)
 
 
@@ -233,6 +247,12 @@ def _presence_for_people(card: AdapterCard) -> list[str]:
     threshold = f'- "Not found" below a presence of {card.presence_threshold:.3g}'
     rates = [f"  - {name}: {Rates(**figures)}" for name, figures in card.presence.items()]
     return [threshold, *rates] if rates else [f"{threshold}, which is not calibrated"]
+
+
+def _training_for_people(card: AdapterCard) -> list[str]:
+    if not {"seconds", "parameters", "device"} <= card.training.keys():
+        return []
+    return ["- {parameters:,} parameters, trained in {seconds:,} s on {device}".format(**card.training)]
 
 
 def _origin_for_people(card: AdapterCard) -> list[str]:
@@ -251,9 +271,13 @@ def _method_for_people(card: AdapterCard) -> str:
     )
 
 
-def _figures_for_people(figures: dict) -> str:
-    distance = "" if figures["hd95"] is None else f"{figures['hd95']:.1f}"
-    return f"{figures['dice']:.3f} | {figures['iou']:.3f} | {distance} | {figures['cases']}"
+def _figures_for_people(figures: dict) -> dict[str, str]:
+    """Return {column: text}."""
+    texts = {column: with_interval(figures, *figure) for column, figure in FIGURES.items()}
+    if "false_positive_rate" in figures:
+        texts["cases with something found"] = f"{figures['false_positive_rate']:.1%}"
+        texts["voxels found"] = f"{figures['false_positive_share']:.1%}"
+    return texts | {"cases": str(figures["cases"])}
 
 
 def _fits(value: object, kind: type) -> bool:

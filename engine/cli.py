@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,6 +23,7 @@ from engine.errors import Cancelled, UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 LOG_EVERY_SECONDS = 10.0
+ESTIMATE_SECONDS = 300.0  # over which the speed is taken for the time left; a step may take many seconds
 
 
 def run(main: Callable[[], None]) -> None:
@@ -84,6 +86,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _line(task: Task) -> str:
+    left = "" if task.time_remaining is None else f"about {task.time_remaining:.0f} s left "
+    return f"{task.description} {task.completed:g} / {task.total:g} {left}{task.fields['note']}".rstrip()
+
+
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Show done / total, the time gone and the time left on standard error: a bar on a terminal, otherwise a
@@ -102,7 +109,8 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    settings = {"transient": True, "speed_estimate_period": ESTIMATE_SECONDS, "disable": not console.is_terminal}
+    with Progress(*columns, console=console, **settings) as progress:
         task_id = progress.add_task(description, total=total, note="")
         next_line = 0.0
 
@@ -110,10 +118,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
             nonlocal next_line
             progress.update(task_id, completed=done, advance=1 if done is None else None, **fields)
             if not console.is_terminal and time.monotonic() >= next_line:
-                task = progress.tasks[0]
-                print(
-                    f"{task.description} {task.completed:g} / {task.total:g} {task.fields['note']}", file=sys.stderr
-                )
+                print(_line(progress.tasks[0]), file=sys.stderr)
                 next_line = time.monotonic() + LOG_EVERY_SECONDS
 
         yield update

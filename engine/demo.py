@@ -1,14 +1,13 @@
 """Segment a real head by text prompts, offline, and compare it with the tissue maps published with it."""
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from engine.cli import progress_bar, run
-from engine.errors import UserError
+from engine.head import HEAD, PUBLISHED, head_folder, published_mask
 from engine.imaging.reading import read_volume
 from engine.metrics import dice
 from engine.segmenter import Segmenter
@@ -16,9 +15,6 @@ from engine.studies import Outputs, Request, per_prompt, segment_study
 
 ADAPTER = "head-t1"
 PROMPTS = ("brain", "grey matter", "white matter", "polyp")
-HEAD = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-PUBLISHED = {"grey matter": ("gm",), "white matter": ("wm",), "brain": ("gm", "wm")}
-HALF = 127.5  # the published maps hold probabilities as 0 to 255
 
 
 def main() -> None:
@@ -33,38 +29,24 @@ def main() -> None:
         preview=options.output / "head.png",
         masks=options.output / "head.nii.gz",
     )
-    folder = head_folder()
     print("Segmenting the MNI152 head (T1, skull removed) with the base 'mini' and the adapter 'head-t1'")
     segmenter = Segmenter(ADAPTER, device=options.device)
     with progress_bar("encoding", 1) as update:
         report = segment_study(
             segmenter,
-            read_volume(folder / HEAD.format("t1")),
+            read_volume(head_folder() / HEAD.format("t1")),
             Request(PROMPTS),
             outputs,
             lambda step, done, total: update(done, description=step, total=total),
         )
-    scores = {prompt: published_dice(folder, outputs, prompt) for prompt in PUBLISHED}
+    scores = {prompt: published_dice(outputs, prompt) for prompt in PUBLISHED}
     _print_table(report, scores)
     print(f"look at {outputs.preview}; open {outputs.segments} in 3D Slicer")
 
 
-def head_folder() -> Path:
-    """Return the folder of nilearn's wheel that holds the MNI152 head, without importing nilearn.
-
-    Raises:
-        UserError: nilearn is not installed.
-    """
-    package = find_spec("nilearn")
-    if package is None:
-        raise UserError("the demo's scan is in nilearn's wheel; run: pip install nilearn")
-    return Path(package.origin).parent / "datasets" / "data"
-
-
-def published_dice(folder: Path, outputs: Outputs, prompt: str) -> float:
+def published_dice(outputs: Outputs, prompt: str) -> float:
     """Compare the written mask of a prompt with the published maps of its tissues, from 50 % on."""
-    maps = [read_volume(folder / HEAD.format(tissue)).voxels.astype(int) for tissue in PUBLISHED[prompt]]
-    truth = sum(maps) > HALF
+    truth = published_mask(prompt)
     result = read_volume(per_prompt(outputs.masks, (prompt,))[0]).voxels > 0
     return dice(int((result & truth).sum()), int(result.sum()), int(truth.sum()))
 

@@ -27,19 +27,16 @@ from engine.evaluation import (
     prompt_checks,
     random,
     wrong,
+    wrong_prompts,
 )
 from engine.files import write_csv, write_text
-from engine.gallery import compared, write_gallery
-from engine.prompts import OTHER_STRUCTURES
+from engine.gallery import write_gallery
 from engine.segmenter import Segmenter
-from engine.tables import markdown_table
+from engine.showcase import exhibit
+from engine.tables import FIGURES, INTERVALS, RULE, markdown_table, with_interval
 
 PROMPTS = ("p1", "random", "all")
-RULE = """Dice and IoU are 1 where both masks are empty and 0 where one is; HD95, in mm (in pixels for pictures),
-is the mean over the cases where neither is."""
-INTERVALS = "In brackets: 95 % bootstrap intervals of the means."
-DIGITS = {"dice": 3, "iou": 3, "hd95": 1}
-COLUMNS = ("adapter", "prompts", "structure", "Dice", "IoU", "HD95", "cases")
+COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")
 
 
 def main() -> None:
@@ -78,8 +75,7 @@ def main() -> None:
 def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
     known = {"p1": plain, "random": random(options.seed), "all": every}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
-    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
-    return [*asks, absent, wrong(options.wrong_prompt or [*structures, *OTHER_STRUCTURES], options.seed)]
+    return [*asks, absent, wrong(options.wrong_prompt or wrong_prompts(data_set), options.seed)]
 
 
 def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:
@@ -105,19 +101,11 @@ def _table(adapters: dict[str, dict[str, dict[str, dict]]]) -> str:
     for name, kinds in adapters.items():
         for kind, rows in kinds.items():
             for structure, row in rows.items():
-                figures = [_figure(row, figure, digits) for figure, digits in DIGITS.items()]
+                figures = [with_interval(row, *figure) for figure in FIGURES.values()]
                 cells = [name, kind, structure, *figures, str(row["cases"])]
-                cells += [_figure(row, "dice_difference", 3, sign="+")] if others else []
+                cells += [with_interval(row, "dice_difference", 3, sign="+")] if others else []
                 lines.append(cells)
     return markdown_table(columns, lines)
-
-
-def _figure(row: dict, name: str, digits: int, sign: str = "") -> str:
-    """Return a mean with its interval, for example 0.812 (0.790 – 0.833); nothing where there is none."""
-    if row.get(name) is None:
-        return ""
-    value, low, high = (f"{number:{sign}.{digits}f}" for number in (row[name], *row[f"{name}_interval"]))
-    return f"{value} ({low} – {high})"
 
 
 def _checks_for_people(checks: dict[str, dict[str, float | int]]) -> str:
@@ -140,16 +128,11 @@ def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Seq
     if not ranked:
         return
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    exhibits = {}
-    for case in data_set.cases():
-        for label, score in chosen.items():
-            if score.case == case.name:
-                truth = next(t.mask for t in case.truths if t.plain_prompt == score.structure)
-                segmenter.set_volume(case.volume)
-                result = segmenter.segment(score.prompt).mask()
-                title = f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}"
-                exhibits[label] = compared(title, case.volume, truth, result)
-    write_gallery(path, [exhibits[label] for label in chosen], columns=len(chosen), legend=True)
+    exhibits = [
+        exhibit(segmenter, data_set, score, f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}")
+        for label, score in chosen.items()
+    ]
+    write_gallery(path, exhibits, columns=len(chosen), legend=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import numpy as np
 from engine.data import Case, DataSet
 from engine.metrics import dice, hausdorff_95, intersection_over_union
 from engine.presence import Rates
+from engine.prompts import OTHER_STRUCTURES
 from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
@@ -95,6 +96,12 @@ def absent(case: Case) -> Iterator[Question]:
         prompt = prompt[len(DENIAL) :] if prompt.lower().startswith(DENIAL) else prompt
         if not truth.mask.any() and prompt.lower() not in shown:
             yield Question("absent", truth.plain_prompt, prompt, truth.mask)
+
+
+def wrong_prompts(data_set: DataSet) -> list[str]:
+    """Return what `wrong` may ask the cases of a data set for: its structures, and those of other subjects."""
+    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
+    return [*structures, *OTHER_STRUCTURES]
 
 
 def _words(prompt: str) -> set[str]:

@@ -14,14 +14,15 @@ from rich.console import Console
 
 from engine import __version__
 from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
+from engine.bundle import measured
 from engine.cli import progress_bar, run
-from engine.data import DataSet, open_splits, wordings
+from engine.data import DataSet, open_splits
 from engine.errors import UserError
 from engine.evaluation import by_structure, evaluate, means, presences
 from engine.files import write_text
 from engine.model.clipseg import CLIPSeg
 from engine.presence import Calibration, calibrate
-from engine.pretraining import Recipe, Step, build, open_sources, pretrain, source_folders
+from engine.pretraining import Recipe, Step, absent_structures, build, open_sources, pretrain, source_folders
 from engine.segmenter import Segmenter
 
 
@@ -59,21 +60,19 @@ def main() -> None:
         | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     )
     folders = source_folders(recipe, options.data)
-    calibration = calibrate_base(options.output, folders, options.device)
+    calibration = calibrate_base(options.output, recipe, folders, options.device)
     card = _card(recipe, sets, calibration, options, time.time() - started)
     _write_json(options.output / "card.json", card)  # so that the figures are those with its presence threshold
     _write_json(options.output / "card.json", card | {"metrics": measure(options.output, folders, options.device)})
 
 
-def calibrate_base(base: Path, folders: Sequence[Path], device: str) -> Calibration | None:
+def calibrate_base(base: Path, recipe: Recipe, folders: Sequence[Path], device: str) -> Calibration | None:
     """Choose the presence threshold of a saved base on the validation splits of all data sets, each asked also for
-    what the others show; None where there is nothing to choose it by."""
+    what those of other regions show; None where there is nothing to choose it by."""
     segmenter = Segmenter(base=str(base), device=device)
     sets = [open_splits(folder, ("axial",), drop_overlap=True)["val"] for folder in folders]
-    plain = [{annotation.plain_prompt for annotation in data_set.annotations} for data_set in sets]
     present, absent = [], []
-    for data_set in sets:
-        others = sorted(set().union(*plain) - wordings(data_set))
+    for data_set, others in zip(sets, absent_structures(recipe, sets), strict=True):
         with progress_bar(f"calibrating {data_set.name}", 1) as update:
             here, missing = presences(segmenter, data_set, others, lambda done, total: update(done, total=total))
         present, absent = present + here, absent + missing
@@ -93,7 +92,7 @@ def measure(base: Path, folders: Sequence[Path], device: str) -> dict[str, dict]
             continue
         with progress_bar(f"testing {data_set.name}", data_set.case_count) as update:
             scores = evaluate(segmenter, data_set, on_case=update)
-        metrics[f"{data_set.name}, test split, plain class prompt"] = by_structure(scores)
+        metrics[measured(data_set.name, "plain")] = by_structure(scores)
         Console().print(f"{data_set.name}: Dice {means(scores)['dice']:.3f}")
     return metrics
 

@@ -85,6 +85,18 @@ def open_sources(recipe: Recipe, roots: Sequence[Path]) -> list[DataSet]:
     return [open_data_set(folder, "train", cut) for folder, cut in zip(folders, planes, strict=True)]
 
 
+def absent_structures(recipe: Recipe, sets: Sequence[DataSet]) -> list[list[str]]:
+    """Return for each set what its pictures do not show: what sets of other regions do, and `OTHER_STRUCTURES`."""
+    absent = []
+    for data_set, source in zip(sets, recipe.sources, strict=True):
+        elsewhere = [
+            s for s, other in zip(sets, recipe.sources, strict=True) if other["region"] != source["region"]
+        ]
+        structures = {annotation.plain_prompt for s in elsewhere for annotation in s.annotations}
+        absent.append(absent_from(wordings(data_set), sorted(structures.union(OTHER_STRUCTURES))))
+    return absent
+
+
 def build(
     recipe: Recipe, sets: Sequence[DataSet], start: Base | None = None
 ) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
@@ -213,23 +225,19 @@ def _batches(
 
 
 def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sampler]:
-    samplers = []
-    for data_set, source in zip(sets, recipe.sources, strict=True):
-        others = [s for s, of in zip(sets, recipe.sources, strict=True) if of["region"] != source["region"]]
-        structures = {a.plain_prompt for other in others for a in other.annotations}
-        samplers.append(
-            Sampler(
-                data_set,
-                side,
-                augment=True,
-                mirror=source["mirror"],
-                absent_prompts=absent_from(data_set, sorted(structures.union(OTHER_STRUCTURES))),
-                absent_rate=recipe.absent_rate,
-                plain_rate=recipe.plain_rate,
-                prompts_per_image=recipe.prompts_per_image,
-            )
+    return [
+        Sampler(
+            data_set,
+            side,
+            augment=True,
+            mirror=source["mirror"],
+            absent_prompts=absent,
+            absent_rate=recipe.absent_rate,
+            plain_rate=recipe.plain_rate,
+            prompts_per_image=recipe.prompts_per_image,
         )
-    return samplers
+        for data_set, source, absent in zip(sets, recipe.sources, absent_structures(recipe, sets), strict=True)
+    ]
 
 
 def _step(

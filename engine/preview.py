@@ -107,11 +107,17 @@ def _spread(stack: np.ndarray) -> np.ndarray:
     return np.linspace(first + margin, last - margin, STRIP_SLICES).round().astype(int)
 
 
-def draw_legend(figure: Figure, segments: Sequence[Segment], captions: Sequence[str]) -> None:
-    """Write a caption in each segment's colour below the slices."""
+def draw_legend(figure: Figure, segments: Sequence[Segment], captions: Sequence[str], bottom: float = 0.0) -> None:
+    """Write a caption in each segment's colour below the slices, from `bottom` (0..1 of the figure) on."""
     lines = [Line2D([], [], color=segment.color, linewidth=4) for segment in segments]
     legend = figure.legend(
-        lines, captions, loc="lower center", ncol=min(4, max(1, len(lines))), frameon=False, fontsize=11
+        lines,
+        captions,
+        loc="lower center",
+        bbox_to_anchor=(0.5, bottom),
+        ncol=min(4, max(1, len(lines))),
+        frameon=False,
+        fontsize=11,
     )
     for text in legend.get_texts():
         text.set_color(TEXT)

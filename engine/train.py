@@ -17,7 +17,8 @@ from rich.markdown import Markdown
 from engine import __version__
 from engine.activations import PLACES
 from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle, save_card
+from engine.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
+from engine.card_figures import calibrate_adapter, measure_adapter
 from engine.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.checking import check
 from engine.cli import interruptible, progress_bar, run
@@ -28,7 +29,6 @@ from engine.evaluation import means
 from engine.files import write_text
 from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.losses import LOSSES
-from engine.measuring import calibrate_adapter, measure_adapter
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
 from engine.plan import SCHEDULES, Plan
@@ -131,7 +131,7 @@ def _train_one(
     segmenter = Segmenter(str(output), options.base, options.device)
     _calibrate(segmenter, sets["val"], others)
     figures = _test(segmenter, sets["test"], others)
-    save_card(output, segmenter.card)
+    write_card(output, segmenter.card)
     print(f"wrote {output}")
     return figures
 

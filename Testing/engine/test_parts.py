@@ -162,4 +162,4 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
         update(2, note="loss 0.5")
         with pytest.raises(UserError):
             raise UserError("in the middle")
-    assert capsys.readouterr().err.splitlines() == ["encoding 1 / 3 "]
+    assert capsys.readouterr().err.splitlines() == ["encoding 1 / 3"]

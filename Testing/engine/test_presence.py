@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine import adapters, evaluation, segment, train
 from engine.bases import open_base
-from engine.bundle import read_card, save_card
+from engine.bundle import read_card, write_card
 from engine.data import open_data_set, wordings
 from engine.errors import UserError
 from engine.evaluation import absent, presences
@@ -177,7 +177,7 @@ def calibrate_command(monkeypatch, capsys):
 def test_an_adapter_is_calibrated_anew_and_its_weights_stay(calibrate_command, with_normals, tmp_path, tiny_base):
     adapter = make_adapter(tmp_path / "a", tiny_base, threshold=1e-4, presence_threshold=1.0, data_set="discs")
     weights, before = (adapter / "adapter.safetensors").read_bytes(), read_card(adapter)
-    save_card(
+    write_card(
         adapter, replace(before, metrics={"elsewhere": {}}, presence={"elsewhere": asdict(Rates(0, 0, 1, 1))})
     )
     code, printed, errors = calibrate_command(adapter, "--data", with_normals)
@@ -243,6 +243,6 @@ def test_a_study_is_done_anew_once_its_adapter_was_calibrated(pictures, tmp_path
 
     assert run()[1] is True
     assert "done before" in run()[0]
-    save_card(adapter, replace(read_card(adapter), presence_threshold=1.0))
+    write_card(adapter, replace(read_card(adapter), presence_threshold=1.0))
     printed, found = run()
     assert found is False and "not found" in printed

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 
+from engine.bundle import measured
 from engine.data import DataSet
 from engine.evaluation import Score, absent, by_structure, evaluate, plain, presence_rates, presences, wrong
 from engine.presence import Calibration, Rates, calibrate
@@ -57,6 +58,6 @@ def measure_adapter(
     segmenter.card = replace(
         card,
         presence=card.presence | ({f"{test_set.name}, test split": asdict(rates)} if rates else {}),
-        metrics=card.metrics | {f"{test_set.name}, test split, plain class prompt": by_structure(right)},
+        metrics=card.metrics | {measured(test_set.name, "plain"): by_structure(right)},
     )
     return right, rates
