@@ -1,5 +1,5 @@
-"""Look after adapters: list, install, verify and remove them, calibrate from which presence score on a prompt counts
-as found, and convert checkpoints of the paper's own code."""
+"""Look after adapters: list, install, verify and remove them, choose again from which presence score on a prompt
+counts as found, and convert checkpoints of the paper's own code."""
 
 import argparse
 import json
