@@ -95,6 +95,7 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
     removeEnabled, showChildNodeTypes = _kept("bool", "removeEnabled"), _kept("bool", "showChildNodeTypes")
 
     def setMRMLScene(self, scene) -> None:
+        self._scene = scene
         found = [
             scene.GetNthNodeByClass(n, k) for k in self.nodeTypes for n in range(scene.GetNumberOfNodesByClass(k))
         ]
@@ -110,6 +111,8 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
         return self._nodes[self.currentIndex] if 0 <= self.currentIndex < len(self._nodes) else None
 
     def setCurrentNode(self, node) -> None:
+        if node not in self._nodes:
+            self.setMRMLScene(self._scene)
         self.setCurrentIndex(self._nodes.index(node))
 
 
