@@ -165,7 +165,8 @@ def test_an_adapter_is_installed_shown_and_removed(panel, answers, models, tmp_p
     monkeypatch.setattr(dialog, "getOpenFileName", lambda *arguments: (archive, ""))
 
     answers["yes"] = False
-    assert click(ui.addZipButton, ui.adapterLabel) == "Nothing was installed."
+    ui.addZipButton.click()
+    until(lambda: ui.adapterLabel.text == "Nothing was installed.")
     assert not (models / "polyp").exists() and "Licence: CC BY 4.0" in answers["questions"][0]
     answers["yes"] = True
     ui.addZipButton.click()
