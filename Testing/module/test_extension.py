@@ -2,9 +2,11 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +57,22 @@ def test_the_catalog_entry_fits_slicers_schema():
     entry = json.loads((ROOT / "VLSMSegmenter.json").read_text())
     jsonschema.validate(entry, SCHEMA)
     assert entry["category"] in (ROOT / "CMakeLists.txt").read_text()
+
+
+def test_the_workflow_runs_the_self_test_in_slicer():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/slicer.yml").read_text())
+    assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}  # YAML takes "on" for true
+    assert workflow["permissions"] == {"contents": "read"}
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["stability"] == ["release", "nightly"]
+    steps = job["steps"]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    for step in steps:
+        if "run" in step:
+            command = re.sub(r"\$\{\{.*?\}\}", "release", step["run"])
+            assert subprocess.run(["bash", "-n"], input=command, text=True, check=False).returncode == 0
+    test = steps[-1]["run"]
+    assert "xvfb-run" in test and "runUnitTest(['$PWD/VLSMSegmenter'], 'VLSMSegmenter')" in test
 
 
 def test_the_icon_is_a_square_with_clear_corners():

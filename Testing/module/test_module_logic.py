@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import ball, own_folder
 from harness import (
+    DIRECTIONS,
     add_transform,
     add_volume,
     ids_by_name,
@@ -16,6 +17,7 @@ from harness import (
     open_scene,
     slicer,
     util,
+    vtk,
     warm_engine,
 )
 from VLSMSegmenterLib import segmentations
@@ -240,6 +242,30 @@ def test_a_region_of_interest_bounds_the_segment(logic, volume, models):
     inside[finding.box] = True
     assert mask.any() and not (mask & ~inside).any()
     assert np.array_equal(mask[finding.box], finding.result.mask(0.01))
+
+
+@pytest.mark.parametrize("axes", DIRECTIONS)
+def test_a_region_gives_what_its_voxels_alone_give_where_they_lie(logic, scene, axes):
+    """As when the voxels were cut out by hand: put where Slicer's own matrix places them, and segmented whole."""
+    voxels = np.random.default_rng(0).normal(100, 30, SHAPE).astype(np.int16)
+    volume = add_volume(voxels, DIRECTIONS[axes])
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    roi.SetCenter(*(grid_of(volume).ijk_to_ras @ [24, 20, 3, 1])[:3])
+    roi.SetSize(11, 13, 9)
+    node = logic.segment(volume, "brain", "head", threshold=0.05, roi=roi)
+    (finding,) = logic.findings(node)
+    assert np.prod(finding.result.probability.shape) < np.prod(SHAPE)
+    seen = mask_of(node, finding.segment_id, volume)
+
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    matrix = util.arrayFromVTKMatrix(matrix)
+    matrix[:3, 3] = (matrix @ [*(part.start for part in finding.box[::-1]), 1])[:3]
+    cut = util.addVolumeFromArray(voxels[finding.box], matrix, "cut")
+    alone = logic.segment(cut, "brain", "head", threshold=0.05)
+    expected = np.zeros(SHAPE, bool)
+    expected[finding.box] = mask_of(alone, ids_by_name(alone)["brain"], cut)
+    assert expected.any() and np.array_equal(seen, expected)
 
 
 def test_a_picture_in_colour_is_segmented(logic, scene):

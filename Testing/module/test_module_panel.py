@@ -165,15 +165,6 @@ def test_a_server_elsewhere_is_tested_and_used(panel):
     assert segment(panel, "brain") is not None
 
 
-def test_what_the_python_lacks_is_said(panel, monkeypatch):
-    from VLSMSegmenterLib.engines import PACKAGES
-
-    monkeypatch.setitem(PACKAGES, "no_such_module", "no-such-package")
-    panel.ui.checkButton.click()
-    until(lambda: "moment" not in panel.ui.setupLabel.text)
-    assert panel.ui.setupLabel.text == "This Python lacks no-such-package. Nothing has been installed."
-
-
 def add_pair(panel, name: str, prompt: str) -> None:
     """Add a volume with one segment to the scene, and choose it for training."""
     from VLSMSegmenterLib import segmentations

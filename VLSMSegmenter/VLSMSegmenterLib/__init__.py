@@ -5,14 +5,19 @@ segmentations.py segmentation nodes: written segment by segment, others untouche
 terminology.py   SNOMED codes of prompts, from Slicer's own lists
 words.py         prompts from text, and results in words
 worker.py        jobs in threads, whose news arrive where Slicer may be touched
+dependencies.py  what the engine needs in a Python, and how it comes into Slicer's own
 engines.py       where the engine runs: a process of this machine, or a server elsewhere
 findings.py      what is asked for, and what was found
+library.py       the adapters of this computer
+parameters.py    what is chosen, kept in the scene
 logic.py         all of these together, for Python
 labels.py        volumes with what is labelled in them
 training.py      adapters from these
 panel.py         the same for the mouse
-setup_section.py the part of the panel that chooses the engine
+setup_section.py the part of the panel that chooses the engine and installs what it lacks
+adapter_section.py the part that looks after adapters
 training_section.py the part that trains
+remembered.py    what is chosen in the panel comes back
 """
 
 import sys

@@ -12,20 +12,11 @@ from VLSMSegmenterLib.engines import run_python
 SECONDS = 600.0  # a large adapter on a slow disk; the work runs in a thread
 
 
-def list_adapters(python: str) -> list[dict]:
-    """Return name, folder, shipped, card and problem of each adapter, damaged ones too.
-
-    Raises:
-        UserError: the Python lacks packages, or does not run. So do all functions here.
-    """
-    return json.loads(_run(python, "list", "--json"))
-
-
 def look_at_adapter(python: str, source: Path) -> dict:
     """Return name, card and `replaces` of an adapter that could be installed from a folder or a zip file.
 
     Raises:
-        UserError: it is damaged or not safe.
+        UserError: it is damaged or not safe; the Python lacks packages, or does not run, as in all functions here.
     """
     return json.loads(_run(python, "install", str(source.resolve()), "--dry-run", "--json"))
 
@@ -35,13 +26,13 @@ def install_adapter(python: str, source: Path, replace: bool) -> str:
     return _run(python, "install", str(source.resolve()), *(["--overwrite"] if replace else []))
 
 
-def verify_adapter(python: str, name: str) -> str:
-    """Compare an adapter's files with its card; return what was seen, in words.
+def verify_adapters(python: str, names: list[str]) -> str:
+    """Compare the files of adapters, all of them for no names, with their cards; return what was seen, in words.
 
     Raises:
         UserError: they differ.
     """
-    return _run(python, "verify", name)
+    return _run(python, "verify", *names)
 
 
 def remove_adapter(python: str, name: str) -> str:

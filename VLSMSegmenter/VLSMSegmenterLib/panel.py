@@ -9,12 +9,13 @@ import slicer.util
 from engine.errors import Cancelled, UserError
 from VLSMSegmenterLib import words
 from VLSMSegmenterLib.logic import SegmenterLogic
+from VLSMSegmenterLib.remembered import Remembered
 from VLSMSegmenterLib.setup_section import SetupSection
 from VLSMSegmenterLib.training_section import TrainingSection
+from VLSMSegmenterLib.volumes import modality_of
 from VLSMSegmenterLib.worker import Job
 
 OWN = "the adapter's own"
-ALL_STRUCTURES = "(all)"  # in the metrics of a card
 PLANES = ("axial", "coronal", "sagittal", "all", "auto")
 WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
 COLUMNS = ("Segment", "Presence", "Size")
@@ -51,6 +52,7 @@ class Panel:
         self._show_results()
         self._show_again([])
         self._show_run()
+        self.remembered = Remembered(self.ui, slicer.mrmlScene, self._show_threshold_value)
 
     def enter(self) -> None:
         """Ask the engine for its adapters when the panel is shown for the first time; it is warm afterwards."""
@@ -60,6 +62,7 @@ class Panel:
     def close(self) -> None:
         self._settle.stop()
         self.training.close()
+        self.remembered.close()
         self.logic.close()
 
     def refresh(self) -> None:
@@ -106,7 +109,10 @@ class Panel:
             self._say(f"{job.error}\nSee Set-up below.", wrong=True)
             self.ui.setupButton.setProperty("collapsed", False)
             return
-        self._show_adapters(job.value["adapters"], job.value["bases"])
+        with self.remembered.paused():
+            self._show_adapters(job.value["adapters"], job.value["bases"])
+        self.remembered.show_models()
+        self.setup.show_adapters(job.value["adapters"])
         self._say(f"ready, on {words.device(job.value['device'])}")
 
     def _show_adapters(self, cards: list[dict], bases: list[str]) -> None:
@@ -129,12 +135,16 @@ class Panel:
 
     def _on_adapter(self, *index) -> None:
         card = self._cards.get(self.ui.adapterBox.currentText)
-        self.ui.cardLabel.setText(_card_at_a_glance(card))
+        self._show_card()
         prompts = card["prompts"] if card else []
         self.ui.suggestionBox.clear()
         self.ui.suggestionBox.addItem("add a prompt that the adapter knows …")
         self.ui.suggestionBox.addItems(list(prompts))
         self.ui.suggestionBox.setVisible(bool(prompts))
+
+    def _show_card(self) -> None:
+        card, volume = self._cards.get(self.ui.adapterBox.currentText), self.ui.volumeSelector.currentNode()
+        self.ui.cardLabel.setText(_card_at_a_glance(card, volume))
 
     def _on_suggestion(self, *chosen) -> None:
         index = self.ui.suggestionBox.currentIndex  # Qt 5 may give the text instead
@@ -149,6 +159,7 @@ class Panel:
 
     def _on_volume(self, *node) -> None:
         self.segmentation = self.ui.segmentationSelector.currentNode()
+        self._show_card()
         self._on_input()
         self._show_results()
 
@@ -223,8 +234,11 @@ class Panel:
     # Results
 
     def _on_threshold(self, value: int) -> None:
-        self.ui.thresholdLabel.setText(f"{value / SLIDER_STEPS:.2f}")
+        self._show_threshold_value()
         self._settle.start()
+
+    def _show_threshold_value(self) -> None:
+        self.ui.thresholdLabel.setText(f"{self.ui.thresholdSlider.value / SLIDER_STEPS:.2f}")
 
     def _adjust(self) -> None:
         self._settle.stop()
@@ -290,7 +304,7 @@ class Panel:
             self.ui.thresholdSlider.blockSignals(True)
             self.ui.thresholdSlider.setValue(round(findings[-1].threshold * SLIDER_STEPS))
             self.ui.thresholdSlider.blockSignals(False)
-            self.ui.thresholdLabel.setText(f"{self.ui.thresholdSlider.value / SLIDER_STEPS:.2f}")
+            self._show_threshold_value()
 
     def _show_run(self) -> None:
         busy = self.logic.is_busy
@@ -312,14 +326,19 @@ class Panel:
         self.ui.statusLabel.setStyleSheet("color: #c0392b" if wrong else "")
 
 
-def _card_at_a_glance(card: dict | None) -> str:
-    """Return what matters of an adapter's card, as HTML."""
+def _card_at_a_glance(card: dict | None, volume: "slicer.vtkMRMLScalarVolumeNode | None") -> str:
+    """Return what matters of an adapter's card, as HTML, with a warning where the volume does not fit."""
     if card is None:
         return ""
     lines = [card.get("intended_use"), card.get("data_set")]
-    facts = [_dice_of(card), card.get("licence")]
+    dice = words.dice(card)
+    measured = f"Dice {dice} on its test split" if dice else "Dice not measured"
+    facts = [card.get("modality") and f"for {card['modality']}", measured, card.get("licence")]
     lines.append(" · ".join(fact for fact in facts if fact))
-    return "<br>".join(html.escape(line) for line in lines if line)
+    glance = "<br>".join(html.escape(line) for line in lines if line)
+    kind = (modality_of(volume), volume.IsA("vtkMRMLVectorVolumeNode")) if volume else None
+    warning = words.modality_warning(card.get("modality", ""), *kind) if kind else ""
+    return f'{glance}<br><b style="color: #c0392b">{html.escape(warning)}</b>' if warning else glance
 
 
 def _swatch(color: tuple[float, float, float]):
@@ -327,11 +346,3 @@ def _swatch(color: tuple[float, float, float]):
     picture = qt.QPixmap(14, 14)
     picture.fill(qt.QColor(*(round(255 * value) for value in color)))
     return qt.QIcon(picture)
-
-
-def _dice_of(card: dict) -> str:
-    """Return the Dice of the first data set that an adapter was tested on, over all its structures."""
-    structures = next(iter(card.get("metrics", {}).values()), {})
-    alone = next(iter(structures.values())) if len(structures) == 1 else {}
-    figures = structures.get(ALL_STRUCTURES, alone)
-    return f"Dice {figures['dice']:.2f} on its test split" if "dice" in figures else "Dice not measured"

@@ -4,6 +4,13 @@ import math
 import re
 
 SECONDS_A_MINUTE = 60
+ALL_STRUCTURES = "(all)"  # in the metrics of a card
+COLOUR = "RGB"
+ALIKE = (  # DICOM's words for images that look alike
+    {"CR", "DX", "RG", "RF", "PX"},
+    {"US", "IVUS"},
+    {COLOUR, "ES", "XC", "GM", "SM", "OP", "DMS"},
+)
 
 
 def split_prompts(text: str) -> list[str]:
@@ -70,3 +77,31 @@ def training(event: dict) -> str:
         f"loss {so_far.training_loss:.3f}, best Dice {so_far.best_dice:.3f}, "
         f"at most {duration(math.ceil(so_far.seconds_left))} left"
     )
+
+
+def dice(card: dict) -> str:
+    """Return the Dice of the first data set that an adapter was tested on, over all its structures; "" for none."""
+    structures = next(iter(card.get("metrics", {}).values()), {})
+    alone = next(iter(structures.values())) if len(structures) == 1 else {}
+    figures = structures.get(ALL_STRUCTURES, alone)
+    return f"{figures['dice']:.2f}" if "dice" in figures else ""
+
+
+def modality_warning(wanted: str, seen: str | None, in_colour: bool) -> str:
+    """Return a warning where a volume is not of the kind that an adapter is for; "" where it is, or none can tell.
+
+    Args:
+        wanted: the modality on the adapter's card.
+        seen: the volume's in DICOM, where it is known.
+        in_colour: its voxels are colours.
+    """
+    alike = next((group for group in ALIKE if wanted in group), {wanted})
+    if not wanted or (seen or (COLOUR if in_colour else "")) in alike:
+        return ""
+    if seen:
+        return f"This adapter is for {wanted}, and this volume is {seen}: do not trust what it finds."
+    if in_colour and wanted not in ("US", "IVUS"):  # which is often kept as colours
+        return f"This adapter is for {wanted}, and this volume is in colour: do not trust what it finds."
+    if not in_colour and COLOUR in alike:
+        return "This adapter is for pictures in colour, and this volume is grey: do not trust what it finds."
+    return ""

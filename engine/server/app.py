@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from engine import __version__
-from engine.bases import local_base_names
+from engine.bases import SHIPPED_MODELS, local_base_names
 from engine.bundle import adapter_names, find_adapter, read_card
 from engine.devices import choose_device
 from engine.errors import UserError
@@ -170,11 +170,12 @@ def create_app(settings: Settings) -> Guard:
 
     @app.get("/adapters")
     def adapters() -> dict:
-        """The cards of the adapters, and the names of the bases, on the server's machine."""
+        """The cards of the adapters on the server's machine, which are shipped, and the names of the bases."""
         cards = []
         for name in adapter_names():
             with suppress(UserError):  # a damaged one is not offered
-                cards.append(asdict(read_card(find_adapter(name))) | {"name": name})
+                folder = find_adapter(name)
+                cards.append(asdict(read_card(folder)) | {"name": name, "shipped": folder.parent == SHIPPED_MODELS})
         return {"adapters": cards, "bases": local_base_names()}
 
     @app.get("/volumes/{id}")
