@@ -435,6 +435,12 @@ def test_a_base_is_pretrained_and_segments(recipe, tmp_path, monkeypatch, capsys
     assert card["licence"] == "CC0-1.0" and card["data_sets"] == {"discs": ["disc"], "balls": ["ball", "cube"]}
     assert card["sha256"] == open_base(str(out)).sha256
     assert card["metrics"].keys() == {"discs, test split, plain class prompt"}
+    rates = card["presence"]["all data sets, validation splits"]
+    assert (rates["present"], rates["absent"]) == (
+        3,
+        2,
+    )  # a disc, a ball and a cube; each set asked for the other's
+    assert card["presence_threshold"] == open_base(str(out)).presence_threshold
     assert CLIPSegForImageSegmentation.from_pretrained(out).config.reduce_dim == 16
     segmenter = Segmenter(base=str(out), device="cpu")
     segmenter.set_volume(read_volume(pictures / "images" / "3.png"))

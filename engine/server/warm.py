@@ -117,9 +117,10 @@ def check_names(task: Task) -> None:
 
 
 def _key(task: Task) -> tuple:
-    """Return what tells models apart; an adapter that was trained again is another one."""
-    checksum = read_card(find_adapter(task.adapter)).sha256 if task.adapter else None
-    return task.adapter, task.base or (None if task.adapter else DEFAULT_BASE), checksum
+    """Return what tells models apart; an adapter that was trained or calibrated again is another one."""
+    card = read_card(find_adapter(task.adapter)) if task.adapter else None
+    version = card and (card.sha256, card.presence_threshold)
+    return task.adapter, task.base or (None if task.adapter else DEFAULT_BASE), version
 
 
 def _origin(segmenter: Segmenter) -> dict:
