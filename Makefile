@@ -1,5 +1,6 @@
 # make demo   set up, segment a real head by text prompts, leave a segmentation and a picture in demo/
 # make test   set up, check the style, run the tests
+# make results   measure the shipped adapters on test images of the sets in DATA (../shared/data), into results/
 # make comparison DATA="FOLDER …"   train every method on these sets with equal effort, into comparison/
 # make clean  remove what these made
 
@@ -7,10 +8,14 @@ PYTHON ?= python3
 # On Linux without an NVIDIA GPU, plain `torch` may bring several GB of CUDA; TORCH chooses another build.
 TORCH ?= torch==2.13.0
 
+# Where data sets are, and how many test cases of each are measured: all (SUBSET=) take about twice as long.
+DATA ?= ../shared/data
+SUBSET ?= 20
+
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test comparison clean
+.PHONY: demo test results comparison clean
 
 demo: $(READY)
 	$(BIN)/python -m engine.demo -o demo
@@ -19,6 +24,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+results: $(READY)
+	$(BIN)/python -m engine.results --data $(DATA) $(if $(SUBSET),--subset $(SUBSET)) -o results
 
 comparison: $(READY)
 	$(BIN)/python -m engine.comparison --data $(DATA) -o comparison --epochs 6 --samples-per-epoch 160 --batch-size 8
@@ -32,4 +40,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv demo results .pytest_cache .ruff_cache .hypothesis *.egg-info

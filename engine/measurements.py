@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.bases import SHIPPED_MODELS
 from engine.bundle import QUESTIONS, WEIGHTS, AdapterCard, measured, read_card
-from engine.data import DataSet, open_data_set, open_splits
+from engine.data import DataSet, is_data_set, open_data_set, open_splits
 from engine.errors import UserError
 from engine.evaluation import Score, by_structure, evaluate, plain, prompt_checks, random, wrong, wrong_prompts
 from engine.head import PUBLISHED, head_folder, head_set
@@ -136,10 +136,11 @@ def with_metrics(card: AdapterCard, summary: dict) -> AdapterCard:
 
 def _named_sets(card: AdapterCard, data: Iterable[Path]) -> list[Path]:
     """Return the folders that the card names; those in its metrics before those in its words."""
-    folders = [path for folder in data for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
+    places = [path for folder in data for path in (folder.resolve(), *sorted(folder.iterdir()))]
+    folders = [path for path in places if path.is_dir() and is_data_set(path)]
     names = {key.split(",")[0] for key in card.metrics}
     first = [folder for folder in folders if folder.name in names]
-    pattern = r"(?<!\w){}(?!\w)"
+    pattern = r"(?<![\w-]){}(?![\w-])"
     second = [f for f in folders if re.search(pattern.format(re.escape(f.name)), card.data_set, re.IGNORECASE)]
     return list(dict.fromkeys(first + second))
 

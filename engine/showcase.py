@@ -22,7 +22,7 @@ from engine.terms import Terms, terms_of
 
 PLACES = ("best", "upper third", "lower third", "worst")
 INCHES, TOGETHER_INCHES = 2.4, 3.2
-LONGEST_PROMPT = 36
+LONGEST_PROMPT = 40
 INTRODUCTION = """# Gallery
 
 What the shipped adapters make of images that they were not trained on. The upper row of a picture shows the

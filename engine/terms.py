@@ -62,7 +62,7 @@ TERMS = {
         title="Kvasir-SEG",
         source="D. Jha et al., MultiMedia Modeling (2020), https://datasets.simula.no/kvasir-seg/",
         licence="research and education",
-        reason="its terms allow research and education, and do not speak of passing images on",
+        reason="it is for research and education only",
         draw=phantoms.polyp,
     ),
     "isic": Terms(
@@ -75,8 +75,8 @@ TERMS = {
     "busi": Terms(
         title="BUSI",
         source="W. Al-Dhabyani et al., Data in Brief 28, 104863 (2020)",
-        licence="not stated where it was taken from",
-        reason="the terms of its images are not stated where it was taken from",
+        licence="not known here",
+        reason="its terms are not known here",
         draw=phantoms.breast_tumour,
     ),
     head.NAME: Terms(

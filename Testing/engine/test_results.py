@@ -48,7 +48,7 @@ def data(tmp_path, pictures, volumes):
 def adapters(tmp_path, tiny_base):
     """Adapters that find everything everywhere; their cards name two sets, one of which lies nowhere."""
     values = {"threshold": 1e-4, "presence_threshold": 0.0}
-    named = {"disc-finder": "discs", "ball-finder": "Ten volumes (balls), made for tests", "lost": "elsewhere"}
+    named = {"disc-finder": "discs", "ball-finder": "Ten volumes (balls), made for tests", "lost": "data, balls-2"}
     return [make_adapter(tmp_path / name, tiny_base, data_set=said, **values) for name, said in named.items()]
 
 

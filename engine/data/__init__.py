@@ -5,7 +5,7 @@ that structure. Splits go by picture, volume or patient, never by slice.
 """
 
 from engine.data.annotations import SPLITS, Annotation, Case, DataSet, Truth, wordings
-from engine.data.splits import open_data_set, open_splits, shared_images
+from engine.data.splits import is_data_set, open_data_set, open_splits, shared_images
 
 __all__ = [
     "SPLITS",
@@ -13,6 +13,7 @@ __all__ = [
     "Case",
     "DataSet",
     "Truth",
+    "is_data_set",
     "open_data_set",
     "open_splits",
     "shared_images",

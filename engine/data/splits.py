@@ -52,6 +52,11 @@ def open_data_set(
     return VolumeSet(folder.name, wanted, read_wordings(folder, labels), planes, channels)
 
 
+def is_data_set(folder: Path) -> bool:
+    """Return whether a folder is in any of the layouts."""
+    return (folder / "anns").is_dir() or (folder / decathlon.DESCRIPTION).is_file() or pairs.is_layout(folder)
+
+
 def open_splits(
     folder: Path, planes: tuple[str, ...], channels: str = SLICE, drop_overlap: bool = False
 ) -> dict[str, DataSet]:
