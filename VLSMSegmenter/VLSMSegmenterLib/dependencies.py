@@ -47,7 +47,7 @@ class Package:
         return self.requirement.rpartition("=")[2]
 
 
-# Sizes were looked up for Linux and Python 3.12; other systems differ little, but for torch (see `megabytes_of`).
+# Sizes are estimates; systems differ little, but for torch (see `megabytes_of`).
 PACKAGES = (
     Package("torch", "torch>=2.10", PLAIN_TORCH_MEGABYTES),
     Package("transformers", "transformers>=5.0", 20),

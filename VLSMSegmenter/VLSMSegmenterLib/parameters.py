@@ -4,7 +4,7 @@ import slicer
 
 NAME = "VLSMSegmenter"
 NODES = ("volume", "segmentation", "roi")
-TEXTS = ("adapter", "base", "prompts", "plane", "window", "threshold", "largest_only", "holes_filled")
+TEXTS = ("adapter", "base", "prompts", "plane", "window", "threshold", "largest_only", "holes_filled", "smoothed")
 
 
 def find(scene: "slicer.vtkMRMLScene") -> "slicer.vtkMRMLScriptedModuleNode | None":

@@ -28,7 +28,7 @@ class Remembered:
         }
         self._boxes = {"plane": ui.planeBox, "window": ui.windowBox}
         self._models = {"adapter": ui.adapterBox, "base": ui.baseBox}  # filled when the engine was asked
-        self._checks = {"largest_only": ui.largestBox, "holes_filled": ui.holesBox}
+        self._checks = {"largest_only": ui.largestBox, "holes_filled": ui.holesBox, "smoothed": ui.smoothBox}
         self._wanted = {"adapter": qt.QSettings().value(LAST_ADAPTER, "") or ""}
         self._paused = False
         signals = [box.currentTextChanged for box in (*self._boxes.values(), *self._models.values())]
