@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def asked(monkeypatch):
 
     extension = types.ModuleType("PyTorchUtils")
     extension.PyTorchUtilsLogic = PyTorchUtilsLogic
-    extension.__spec__ = types.SimpleNamespace()
+    extension.__spec__ = ModuleSpec("PyTorchUtils", loader=None)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
     monkeypatch.setattr(util, "pip_install", lambda *arguments: note("pip_install", *arguments))
     ensure = lambda *arguments, **options: note("pip_ensure", *arguments, **options)  # noqa: E731
