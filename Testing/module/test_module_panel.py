@@ -77,6 +77,27 @@ def test_the_adapters_card_and_prompts_are_shown(panel):
     assert panel.ui.cardLabel.text == "" and not panel.ui.suggestionBox.visible
 
 
+def test_prompts_that_were_used_are_offered_again_after_the_adapters_own(panel):
+    segment(panel, "brain; a rare thing")
+    box = panel.ui.suggestionBox
+    offered = [box.itemText(index) for index in range(1, box.count)]
+    assert offered[-1] == "a rare thing" and offered.count("brain") == 1
+    panel.ui.adapterBox.setCurrentIndex(0)
+    assert [box.itemText(index) for index in range(1, box.count)] == ["brain", "a rare thing"]
+
+
+def test_only_the_last_prompts_are_kept_and_broken_settings_are_none(panel):
+    import qt
+    from VLSMSegmenterLib import history
+
+    history.remember([f"prompt {number}" for number in range(30)])
+    history.remember(["prompt 3"])
+    assert history.recent()[:3] == ["prompt 3", "prompt 0", "prompt 1"] and len(history.recent()) == history.LONGEST
+    for broken in ("{", '{"a": 1}', "[1]"):
+        qt.QSettings().setValue(history.KEY, broken)
+        assert history.recent() == []
+
+
 def test_segment_is_possible_with_a_volume_and_a_prompt_only(panel):
     assert not panel.ui.segmentButton.enabled
     panel.ui.promptEdit.setPlainText("brain")

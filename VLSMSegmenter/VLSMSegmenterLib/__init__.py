@@ -17,6 +17,7 @@ panel.py         the same for the mouse
 setup_section.py the part of the panel that chooses the engine and installs what it lacks
 adapter_section.py the part that looks after adapters
 training_section.py the part that trains
+history.py       prompts that were used before
 remembered.py    what is chosen in the panel comes back
 """
 

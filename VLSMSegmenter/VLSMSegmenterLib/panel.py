@@ -7,7 +7,7 @@ import slicer
 import slicer.util
 
 from engine.errors import Cancelled, UserError
-from VLSMSegmenterLib import words
+from VLSMSegmenterLib import history, words
 from VLSMSegmenterLib.logic import SegmenterLogic
 from VLSMSegmenterLib.remembered import Remembered
 from VLSMSegmenterLib.setup_section import SetupSection
@@ -134,12 +134,16 @@ class Panel:
         self._on_adapter()
 
     def _on_adapter(self, *index) -> None:
-        card = self._cards.get(self.ui.adapterBox.currentText)
         self._show_card()
-        prompts = card["prompts"] if card else []
+        self._show_suggestions()
+
+    def _show_suggestions(self) -> None:
+        """Offer what the adapter knows, then what was asked for before."""
+        card = self._cards.get(self.ui.adapterBox.currentText)
+        prompts = list(dict.fromkeys([*(card["prompts"] if card else []), *history.recent()]))
         self.ui.suggestionBox.clear()
-        self.ui.suggestionBox.addItem("add a prompt that the adapter knows …")
-        self.ui.suggestionBox.addItems(list(prompts))
+        self.ui.suggestionBox.addItem("add a prompt that the adapter knows, or one used before …")
+        self.ui.suggestionBox.addItems(prompts)
         self.ui.suggestionBox.setVisible(bool(prompts))
 
     def _show_card(self) -> None:
@@ -215,6 +219,9 @@ class Panel:
             )
         except UserError as error:
             self._say(str(error), wrong=True)
+        else:
+            history.remember(words.split_prompts(prompts))
+            self._show_suggestions()
         self._show_run()
 
     def _on_progress(self, text: str, event: dict) -> None:
