@@ -161,14 +161,15 @@ def _figures(trial: Trial, scores: Sequence[Score]) -> str:
     structures = by_structure([score for score in scores if score.kind == "plain"])
     means = structures.get(ALL) or next(iter(structures.values()))
     count, of = trial.data_set.case_count, trial.split_cases
-    cases = f"all {of} test cases" if count == of else f"{count} of the {of} test cases, evenly spread,"
+    cases = f"{count} of {of} test cases" + (", evenly spread," if count < of else "")
     figure = with_interval(means, "dice", 3)
-    return f"Dice {figure} with the plain class prompt: {cases} of `{trial.data_set.name}`."
+    return f"Dice {figure} with the plain class prompt, over {cases} of `{trial.data_set.name}`."
 
 
 def _said_of(terms: Terms) -> str:
     if terms.shown:
-        return f"Images: {terms.title} ({terms.source}).\n{terms.licence}; made small, with outlines drawn on them."
+        changes = "made small, with outlines drawn on them"
+        return f"Images: {terms.title} ({terms.source}).\nLicence: {terms.licence}; {changes}."
     drawn = "These pictures are drawn. " if terms.draw else ""
     return f"{drawn}No image of {terms.title} is shown: {terms.reason}\n({terms.source})."
 

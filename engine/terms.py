@@ -80,10 +80,10 @@ TERMS = {
         draw=phantoms.breast_tumour,
     ),
     head.NAME: Terms(
-        title="MNI152 (ICBM 2009a, symmetric), as nilearn ships it",
-        source="V. Fonov et al., NeuroImage 54, 313 (2011); copyright 1993–2009 Louis Collins, McConnell Brain "
-        "Imaging Centre, Montreal Neurological Institute, McGill University",
-        licence="free to use, copy, change and pass on with the notice of copyright",
+        title="MNI152 (ICBM 2009a)",
+        source="V. Fonov et al., NeuroImage 54, 313 (2011); symmetric, as nilearn ships it; free to use, copy, "
+        "change and pass on with the notice of copyright",
+        licence="copyright 1993–2009 Louis Collins, MNI, McGill University",
         shown=True,
     ),
 }

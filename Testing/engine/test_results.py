@@ -150,7 +150,8 @@ def test_the_gallery_shows_only_what_may_be_shown(results_command, adapters, mon
     assert code == 0, errors
     assert files(gallery) == {"README.md", "disc-finder.jpg"}
     page = (gallery / "README.md").read_text()
-    assert "![disc-finder](disc-finder.jpg)" in page and "CC0" in page
+    assert "![disc-finder](disc-finder.jpg)" in page and "Licence: CC0" in page
+    assert "over 4 of 4 test cases of `discs`" in page
     assert "## ball-finder" in page and "No image of balls is shown: its terms are not known here" in page
     picture = np.asarray(Image.open(gallery / "disc-finder.jpg"))
     assert picture.std() > 20 and (gallery / "disc-finder.jpg").stat().st_size < JPEG_BYTES
