@@ -1,6 +1,6 @@
 # make demo   set up, segment a real head by text prompts, leave a segmentation and a picture in demo/
 # make test   set up, check the style, run the tests
-# make results   measure the shipped adapters on test images of the sets in DATA (../shared/data), into results/
+# make results   measure the shipped adapters on test images of the sets in DATA (or ../shared/data), into results/
 # make comparison DATA="FOLDER …"   train every method on these sets with equal effort, into comparison/
 # make clean  remove what these made
 
@@ -8,8 +8,7 @@ PYTHON ?= python3
 # On Linux without an NVIDIA GPU, plain `torch` may bring several GB of CUDA; TORCH chooses another build.
 TORCH ?= torch==2.13.0
 
-# Where data sets are, and how many test cases of each are measured: all (SUBSET=) take about twice as long.
-DATA ?= ../shared/data
+# How many test cases of each set `make results` measures: all (SUBSET=) take about twice as long.
 SUBSET ?= 20
 
 BIN := .venv/bin
@@ -26,7 +25,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 results: $(READY)
-	$(BIN)/python -m engine.results --data $(DATA) $(if $(SUBSET),--subset $(SUBSET)) -o results
+	$(BIN)/python -m engine.results --data $(or $(DATA),../shared/data) $(if $(SUBSET),--subset $(SUBSET)) -o results
 
 comparison: $(READY)
 	$(BIN)/python -m engine.comparison --data $(DATA) -o comparison --epochs 6 --samples-per-epoch 160 --batch-size 8

@@ -17,8 +17,7 @@ from engine.converting import convert, read_checkpoint
 from engine.data import open_splits, wordings
 from engine.errors import UserError
 from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
-from engine.prompts import OTHER_STRUCTURES, check_prompts
-from engine.samples import absent_from
+from engine.prompts import OTHER_STRUCTURES, absent_from, check_prompts
 from engine.segmenter import Segmenter
 
 

@@ -7,10 +7,10 @@ from itertools import chain
 
 import numpy as np
 
-from engine.data import Case, DataSet
+from engine.data import Case, DataSet, wordings
 from engine.metrics import dice, hausdorff_95, intersection_over_union
 from engine.presence import Rates
-from engine.prompts import OTHER_STRUCTURES
+from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
@@ -101,7 +101,7 @@ def absent(case: Case) -> Iterator[Question]:
 def wrong_prompts(data_set: DataSet) -> list[str]:
     """Return what `wrong` may ask the cases of a data set for: its structures, and those of other subjects."""
     structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
-    return [*structures, *OTHER_STRUCTURES]
+    return [*structures, *absent_from(wordings(data_set), OTHER_STRUCTURES)]
 
 
 def _words(prompt: str) -> set[str]:

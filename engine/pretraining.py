@@ -19,8 +19,8 @@ from engine.losses import SegmentationLoss
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.optimizer import MuonAdamW
-from engine.prompts import MAXIMUM_TOKENS, OTHER_STRUCTURES, encode_prompts
-from engine.samples import Sample, Sampler, absent_from, collate
+from engine.prompts import MAXIMUM_TOKENS, OTHER_STRUCTURES, absent_from, encode_prompts
+from engine.samples import Sample, Sampler, collate
 from engine.vocabulary import train_tokenizer
 
 WARM_UP_STEPS = 100

@@ -1,7 +1,7 @@
 """Prompts: from what a person typed to the tokens of a base."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ OTHER_STRUCTURES = (  # asked for where they are not, in training and in tests
     "polyp",
     "tumor",
 )
+
+
+def absent_from(wordings: Iterable[str], structures: Sequence[str]) -> list[str]:
+    """Return the structures that none of the wordings of a data set can mean: none has their last word."""
+    words = {_stem(word) for wording in wordings for word in re.findall(r"\w+", wording.lower())}
+    return [structure for structure in structures if _stem(structure.split()[-1]) not in words]
+
+
+def _stem(word: str) -> str:
+    return word.replace("tumour", "tumor").removesuffix("s")
 
 
 def split_prompts(text: str) -> list[str]:

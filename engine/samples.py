@@ -1,8 +1,7 @@
 """Training samples: annotated images made ready for a base, with prompts drawn at random and absent ones among
 them. Every draw depends on the seed, the epoch and the position alone, so a run can be repeated."""
 
-import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,16 +64,6 @@ def augmentation() -> Compose:
             RandGaussianNoised("image", prob=0.2, std=0.04),
         ]
     )
-
-
-def absent_from(wordings: Iterable[str], structures: Sequence[str]) -> list[str]:
-    """Return the structures that none of the wordings of a data set can mean: none has their last word."""
-    words = {_stem(word) for wording in wordings for word in re.findall(r"\w+", wording.lower())}
-    return [structure for structure in structures if _stem(structure.split()[-1]) not in words]
-
-
-def _stem(word: str) -> str:
-    return word.replace("tumour", "tumor").removesuffix("s")
 
 
 class Sampler:

@@ -32,10 +32,9 @@ from engine.losses import LOSSES
 from engine.model.adapter import PLACEMENTS
 from engine.model.methods import METHODS
 from engine.plan import SCHEDULES, Plan
-from engine.prompts import OTHER_STRUCTURES
+from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.run_files import CHECKPOINT
 from engine.runs import read_plan, tensorboard, write_log, write_start
-from engine.samples import absent_from
 from engine.segmenter import Segmenter
 from engine.training import Epoch, Trainer
 

@@ -19,8 +19,7 @@ from engine.errors import UserError
 from engine.evaluation import absent, presences
 from engine.imaging.volume import Volume
 from engine.presence import Calibration, Rates, calibrate
-from engine.prompts import OTHER_STRUCTURES
-from engine.samples import absent_from
+from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.segmenter import Segmenter
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)

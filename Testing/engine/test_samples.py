@@ -8,7 +8,8 @@ import torch
 
 from engine.data import open_data_set, wordings
 from engine.errors import UserError
-from engine.samples import Sampler, absent_from, collate
+from engine.prompts import absent_from
+from engine.samples import Sampler, collate
 from engine.training import Plan, epoch_positions
 
 SIDE = 32
