@@ -9,7 +9,7 @@ import slicer.util
 from VLSMSegmenterLib import library, words
 from VLSMSegmenterLib.worker import Job, poll_by_timer
 
-COLUMNS = ("Adapter", "Method", "Trained on", "Dice")
+COLUMNS = ("Adapter", "Method", "Dice", "Trained on")
 TITLE = "VLSM Segmenter"
 ELSEWHERE = "Adapters of a server are looked after on its own machine: python -m engine.adapters --help"
 
@@ -53,7 +53,7 @@ class AdapterSection:
         self._items = []  # an item that nobody holds may be deleted
         for row, card in enumerate(cards):
             method = f"{card['method']} {card['placement']}".strip()
-            for column, text in enumerate((card["name"], method, card["data_set"], words.dice(card))):
+            for column, text in enumerate((card["name"], method, words.dice(card), card["data_set"])):
                 self._items.append(qt.QTableWidgetItem(text))
                 table.setItem(row, column, self._items[-1])
         table.resizeColumnsToContents()

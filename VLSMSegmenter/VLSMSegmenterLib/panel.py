@@ -142,7 +142,7 @@ class Panel:
         card = self._cards.get(self.ui.adapterBox.currentText)
         prompts = list(dict.fromkeys([*(card["prompts"] if card else []), *history.recent()]))
         self.ui.suggestionBox.clear()
-        self.ui.suggestionBox.addItem("add a prompt that the adapter knows, or one used before …")
+        self.ui.suggestionBox.addItem("add a known or recent prompt …")
         self.ui.suggestionBox.addItems(prompts)
         self.ui.suggestionBox.setVisible(bool(prompts))
 
