@@ -7,7 +7,7 @@ import qt
 import slicer.util
 
 from VLSMSegmenterLib import library, words
-from VLSMSegmenterLib.worker import Job, poll_by_timer
+from VLSMSegmenterLib.worker import Job, ask_in_background
 
 COLUMNS = ("Adapter", "Method", "Dice", "Trained on")
 TITLE = "VLSM Segmenter"
@@ -117,16 +117,7 @@ class AdapterSection:
         self._on_changed()
 
     def _background(self, work: Callable[[Job], object], on_value: Callable[[object], None]) -> None:
-        self._say("one moment …")
-
-        def end(job: Job) -> None:
-            if job.error:
-                self._say(str(job.error))
-            else:
-                on_value(job.value)
-
-        self._job = Job(work, lambda event: None, end)
-        poll_by_timer(self._job)
+        self._job = ask_in_background(work, on_value, self._say)
 
     def _say(self, text: str) -> None:
         self._ui.adapterLabel.setText(text)

@@ -12,7 +12,7 @@ from VLSMSegmenterLib.adapter_section import AdapterSection
 from VLSMSegmenterLib.dependencies import Report
 from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine, inspect_python, slicers_python
 from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.worker import Job, poll_by_timer
+from VLSMSegmenterLib.worker import Job, ask_in_background
 
 KEY = "VLSMSegmenter/"
 LOCAL, REMOTE = "local", "remote"
@@ -143,16 +143,7 @@ class SetupSection:
         self._say("The engine has stopped; it starts again when it is needed.")
 
     def _background(self, work: Callable[[Job], object], on_value: Callable[[object], None]) -> None:
-        self._say("one moment …")
-
-        def end(job: Job) -> None:
-            if job.error:
-                self._say(str(job.error))
-            else:
-                on_value(job.value)
-
-        self._job = Job(work, lambda event: None, end)
-        poll_by_timer(self._job)
+        self._job = ask_in_background(work, on_value, self._say)
 
     def _say(self, text: str) -> None:
         self._ui.setupLabel.setText(text)

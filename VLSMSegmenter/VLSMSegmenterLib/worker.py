@@ -115,3 +115,21 @@ def poll_by_timer(job: Job) -> None:
     timer.timeout.connect(tick)
     timer.start(POLL_MILLISECONDS)
     job.timer = timer  # a timer that nobody holds is deleted
+
+
+def ask_in_background(
+    work: Callable[[Job], object], on_value: Callable[[object], None], say: Callable[[str], None]
+) -> Job:
+    """Do work in a thread, by Qt's event loop: its value goes to `on_value`, or what went wrong to `say`. The job
+    is to be held by the caller."""
+    say("one moment …")
+
+    def end(job: Job) -> None:
+        if job.error:
+            say(str(job.error))
+        else:
+            on_value(job.value)
+
+    job = Job(work, lambda event: None, end)
+    poll_by_timer(job)
+    return job
