@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
 from rich.console import Console
 
 from engine import __version__
@@ -46,10 +47,13 @@ def main() -> None:
     network, tokenizer = build(recipe, sets, open_base(options.start) if options.start else None)
     if options.device == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
         network.set_attn_implementation("eager")
-    model = CLIPSeg(network, freeze=False).to(options.device)
+    processes = Accelerator(cpu=options.device == "cpu")
+    model = CLIPSeg(network, freeze=False).to(processes.device if processes.num_processes > 1 else options.device)
+    checkpoint = options.output / "checkpoint.safetensors"
+    if not processes.is_main_process:
+        return pretrain(model, tokenizer, recipe, sets, checkpoint, lambda step: None, options.resume)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(tokenizer)} tokens")
     with progress_bar("pretraining", sum(stage["steps"] for stage in recipe.stages)) as update:
-        checkpoint = options.output / "checkpoint.safetensors"
         pretrain(model, tokenizer, recipe, sets, checkpoint, _reporter(recipe, update), options.resume)
     (options.output / "card.json").unlink(missing_ok=True)  # it would describe other weights until the end
     network.half().save_pretrained(options.output)

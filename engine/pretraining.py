@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
@@ -186,19 +187,23 @@ def pretrain(
     Args:
         sets: the training sets, one for each source of the recipe.
         checkpoint: a safetensors file that keeps weights, optimiser and place; with `resume`, where to go on.
+
+    Several processes (under `accelerate launch` or `torch.distributed.run`) share each batch; the first one writes.
     """
+    processes = Accelerator(cpu=model.device.type == "cpu")
     parameters = dict(model.named_parameters())
     optimizer = MuonAdamW(parameters, recipe.weight_decay)
     loss_of = SegmentationLoss()
     done = load_checkpoint(checkpoint, parameters, optimizer)[0]["done"] if resume else 0
     for index, stage in enumerate(Stage(**values) for values in recipe.stages):
         start, done = min(done, stage.steps), max(0, done - stage.steps)
-        for number, batch in enumerate(_batches(recipe, sets, stage, index, start), start=start + 1):
+        batches = _batches(recipe, sets, stage, index, start, (processes.process_index, processes.num_processes))
+        for number, batch in enumerate(batches, start=start + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, number)
-            loss = _step(model, tokenizer, batch, optimizer, loss_of, recipe.gradient_clip)
+            loss = _step(model, tokenizer, batch, optimizer, loss_of, recipe.gradient_clip, processes)
             on_step(Step(index, number, stage.steps, loss))
-            if number % checkpoint_every == 0 or number == stage.steps:
+            if (number % checkpoint_every == 0 or number == stage.steps) and processes.is_main_process:
                 before = sum(values["steps"] for values in recipe.stages[:index])
                 save_checkpoint(checkpoint, parameters, optimizer, {"done": before + number})
 
@@ -210,8 +215,10 @@ def learning_rate(stage: Stage, number: int) -> float:
 
 
 def _batches(
-    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int
+    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int, share: tuple[int, int] = (0, 1)
 ) -> Iterator[list[Sample]]:
+    """Yield the batches of a stage after `start` steps; `share` is this process and the number of them."""
+    process, processes = share
     samplers = _samplers(recipe, sets, stage.side)
     present = [[i for i, a in enumerate(s.annotations) if a.present is not False] for s in sets]
     weights = np.array([source["weight"] for source in recipe.sources], float)
@@ -220,7 +227,8 @@ def _batches(
         samples = []
         for place, source in enumerate(random.choice(len(sets), stage.batch_size, p=weights / weights.sum())):
             position = present[source][random.integers(len(present[source]))]
-            samples.append(samplers[source].draw(position, (recipe.seed, index, number, place)))
+            if place % processes == process:
+                samples.append(samplers[source].draw(position, (recipe.seed, index, number, place)))
         yield samples
 
 
@@ -241,7 +249,13 @@ def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sample
 
 
 def _step(
-    model: CLIPSeg, tokenizer, batch: list[Sample], optimizer, loss_of: SegmentationLoss, clip: float
+    model: CLIPSeg,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: list[Sample],
+    optimizer: MuonAdamW,
+    loss_of: SegmentationLoss,
+    clip: float,
+    processes: Accelerator,
 ) -> float:
     images = torch.stack([sample.image for sample in batch]).to(model.device)
     prompts, masks = collate(batch)
@@ -253,6 +267,16 @@ def _step(
     loss = loss_of(logits.float(), masks.to(logits.device))
     optimizer.zero_grad()
     loss.backward()
+    _average_gradients(model, processes)
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
-    return loss.item()
+    return processes.reduce(loss.detach(), "mean").item()
+
+
+def _average_gradients(model: CLIPSeg, processes: Accelerator) -> None:
+    if processes.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = processes.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -278,17 +278,17 @@ def test_splits_that_share_an_image_are_refused_or_parted(train_command, picture
     assert read_card(tmp_path / "out").metrics == {}
 
 
-def start(arguments, processes: int) -> subprocess.Popen:
-    """Start the trainer in several processes on the CPU; `accelerate launch` itself wants MPI for that."""
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "engine.train", *arguments]
+def start(arguments, processes: int, command: str = "engine.train") -> subprocess.Popen:
+    """Start a trainer in several processes on the CPU; `accelerate launch` itself wants MPI for that."""
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "-m", "--", command, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *map(str, words)], env=environment, cwd=ROOT, **pipes)
 
 
-def launch(arguments, processes: int) -> subprocess.CompletedProcess:
-    """Run the trainer in several processes to its end."""
-    with start(arguments, processes) as process:
+def launch(arguments, processes: int, command: str = "engine.train") -> subprocess.CompletedProcess:
+    """Run a trainer in several processes to its end."""
+    with start(arguments, processes, command) as process:
         printed, errors = process.communicate(timeout=150)
     return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
@@ -470,6 +470,15 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_
     parts, steps = trained(tmp_path / "parts.safetensors", resume=True)
     assert steps == [(1, 3), (1, 4)]
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_two_processes_pretrain_what_one_does(recipe, tmp_path, monkeypatch, capsys):
+    arguments = ["--recipe", recipe, "--data", recipe.parent, "--device", "cpu", "-o"]
+    assert run_command(monkeypatch, capsys, pretrain.main, *arguments, tmp_path / "one")[0] == 0
+    result = launch([*arguments, tmp_path / "two"], 2, "engine.pretrain")
+    assert result.returncode == 0, result.stderr
+    one, two = (open_base(str(tmp_path / n)).load_network().float().state_dict() for n in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=5e-3) for name in one)
 
 
 def test_a_base_starts_from_an_earlier_one_of_another_size(recipe, tmp_path, monkeypatch, capsys):
