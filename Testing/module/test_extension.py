@@ -12,7 +12,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "VLSMSegmenter"
 TEXT, FLAG = {"type": "string"}, {"type": "boolean"}
-# Facts of Slicer's slicer-extension-catalog-entry-schema-v1.0.1.json.
+# Facts of Slicer's slicer-extension-catalog-entry-schema-v1.0.1.json, which the catalog's entries name.
+# In 1.0.2, a "dicom_support_rule" may be there too, and the tier is any of 1 to 5.
 SCHEMA = {
     "type": "object",
     "required": ["$schema", "category", "scm_url"],
