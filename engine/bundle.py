@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.bases import Base, is_base, model_folders
 from engine.errors import UserError
-from engine.files import sha256_of, write_text
+from engine.files import read_json, sha256_of, write_text
 from engine.imaging.planes import CHANNELS, SLICE
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
@@ -24,6 +24,8 @@ from engine.weights import write_tensors
 SCHEMA_VERSION = 1
 WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
 UNKNOWN = "not stated"
+REASON_SHOWN = 200  # signs of what a library says
+LEAST_BYTES = 64  # that a hidden unit takes in a file of weights: a row and a column of at least 16 halves
 QUESTIONS = {"plain": "plain class prompt", "random": "random prompts", "wrong": "absent prompts"}
 
 
@@ -126,7 +128,7 @@ def read_card(folder: Path) -> AdapterCard:
     """
     path = folder / CARD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); get the adapter again") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
@@ -140,8 +142,10 @@ def read_card(folder: Path) -> AdapterCard:
         raise UserError(f"{path} has wrong or unknown entries: {', '.join(wrong + unknown)}; get the adapter again")
     try:
         card = AdapterCard(**values)
-    except TypeError as error:
-        raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
+        card_for_people(card)  # its figures are numbers, and its prompts words
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:REASON_SHOWN]
+        raise UserError(f"{path} is incomplete or wrong ({reason}); get the adapter again") from error
     if not (0 < card.threshold < 1 and 0 <= card.presence_threshold <= 1):
         raise UserError(f"{path} has a threshold that is no probability; get the adapter again")
     if card.channels not in CHANNELS:
@@ -170,11 +174,13 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
         raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
     if card.method not in METHODS:
         raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
+    if card.hidden_size * LEAST_BYTES > path.stat().st_size:
+        raise UserError(f"{path} is too small for the width {card.hidden_size} of its card; get the adapter again")
     try:
         model = build_model(card.method, base.load_network(), card.placement, card.hidden_size)
         model.trained.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:REASON_SHOWN]
         raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error
     return model.eval()
 

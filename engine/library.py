@@ -5,8 +5,10 @@ shipped ones are never written.
 """
 
 import stat
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,7 +223,7 @@ def _opened(source: Path) -> Iterator[Callable[[str], BinaryIO]]:
         with zipfile.ZipFile(source) as archive:
             entries = _checked_entries(archive, source)
             yield lambda name: archive.open(entries[name])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, RuntimeError) as error:
         raise UserError(f"{source} is no zip file, or damaged ({error}); get the adapter again") from error
 
 
@@ -266,4 +268,6 @@ def _problem_of(entry: zipfile.ZipInfo) -> str:
         return "leads out of its folder"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or no plain file"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take memory as they like
+        return "is packed in an unusual way"
     return "is encrypted" if entry.flag_bits & 1 else ""

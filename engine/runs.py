@@ -32,7 +32,7 @@ def read_plan(path: Path) -> dict:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     known = [field.name for field in fields(Plan)]
     unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else ["(no keys at all)"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine import __version__
 from engine.errors import UserError
-from engine.files import check_output, write_text
+from engine.files import check_output, read_json, write_text
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.segments import Segment, drop_small, fill_holes, keep_largest, most_probable, segment_colors
 from engine.imaging.volume import Volume
@@ -209,7 +209,7 @@ def clean_masks(results: list[Result], request: Request) -> list[np.ndarray]:
 def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
     """Return whether all outputs were written before, from the same input, with the same request and models."""
     try:
-        report = json.loads(outputs.report.read_text(encoding="utf-8"))
+        report = read_json(outputs.report)
         written = all(path.is_file() for path in outputs.paths(request.prompts))
         return written and report["made_by"] == _made_by(segmenter, request, source)
     except (OSError, ValueError, KeyError, TypeError):
