@@ -324,6 +324,8 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
     if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
         raise UserError(f"{source} has frames of different orientations; separate them first")
     orientation = orientations[0].astype(float)
+    if len(frames) != image.GetDepth():
+        raise UserError(f"{source} has {image.GetDepth()} frames and places for {len(frames)}; get it again")
     order, spacing_mm = _order(positions, orientation, source)
     voxels = sitk.GetArrayFromImage(image)[order]
     sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
