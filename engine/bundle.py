@@ -22,6 +22,7 @@ from engine.tables import FIGURES, markdown_table, with_interval
 from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
+NEXT_WEIGHTS = ".next.safetensors"  # in a bundle while it is saved
 WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
 UNKNOWN = "not stated"
 REASON_SHOWN = 200  # signs of what a library says
@@ -76,19 +77,28 @@ class AdapterCard:
 
 
 def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterCard:
-    """Write a bundle with the trained part of a net; return its card with the checksum filled in."""
+    """Write a bundle with the trained part of a net; return its card with the checksum filled in.
+
+    A process that is killed meanwhile leaves the bundle before, or the new one (see `weights_of`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, trained.state_dict())
+    write_tensors(folder / NEXT_WEIGHTS, trained.state_dict())
+    card = replace(card, sha256=sha256_of(folder / NEXT_WEIGHTS))
     (folder / PICTURE).unlink(missing_ok=True)  # it would show what other weights made
-    card = replace(card, sha256=sha256_of(folder / WEIGHTS))
+    _write_card(folder, card)  # from here on the bundle is the new one
+    (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
     write_card(folder, card)
     return card
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
     """Write `card.json` and `README.md` of a bundle whose weights, and picture if it has one, are there."""
-    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+    _write_card(folder, card)
     write_text(folder / README, card_for_people(card, (folder / PICTURE).is_file()))
+
+
+def _write_card(folder: Path, card: AdapterCard) -> None:
+    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
 
 
 def measured(data_set: str, kind: str) -> str:
@@ -167,11 +177,7 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
     if folder is None:
         return CLIPSeg(base.load_network()).eval()
     check_base(card, base)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing; get the adapter again")
-    if sha256_of(path) != card.sha256:
-        raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
+    path = weights_of(folder, card)
     if card.method not in METHODS:
         raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
     if card.hidden_size * LEAST_BYTES > path.stat().st_size:
@@ -183,6 +189,21 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
         reason = str(error).splitlines()[0][:REASON_SHOWN]
         raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error
     return model.eval()
+
+
+def weights_of(folder: Path, card: AdapterCard) -> Path:
+    """Return the file with the weights that a card describes: where a save was cut off, its next ones.
+
+    Raises:
+        UserError: they are missing or others.
+    """
+    path, following = folder / WEIGHTS, folder / NEXT_WEIGHTS
+    for candidate in (path, following):
+        if candidate.is_file() and sha256_of(candidate) == card.sha256:
+            return candidate
+    if not path.is_file():
+        raise UserError(f"{path} is missing; get the adapter again")
+    raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
 
 
 def check_base(card: AdapterCard, base: Base) -> None:
