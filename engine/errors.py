@@ -11,6 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
+        message = message.encode("utf-8", "backslashreplace").decode()  # it may quote what is no text
         half = LONGEST_MESSAGE // 2
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:half]} … {message[-half:]}")
 
