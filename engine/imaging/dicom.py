@@ -309,11 +309,14 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
     try:
         shared = header.SharedFunctionalGroupsSequence[0]
         frames = list(header.PerFrameFunctionalGroupsSequence)
-        positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+        positions = [_numbers(f.PlanePositionSequence[0].ImagePositionPatient, 3) for f in frames]
         orientations = np.array(
-            [_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in frames]
+            [
+                _numbers(_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient, 6)
+                for f in frames
+            ]
         )
-        pixel_spacing = _group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing
+        pixel_spacing = _numbers(_group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing, 2)
     except (AttributeError, IndexError, KeyError):
         return None
     except DAMAGE as error:
@@ -321,15 +324,25 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
     slopes = {_frame_slope(frame, shared) for frame in frames}
     if len(slopes) > 1:
         raise UserError(f"{source} has frames of different rescale slopes; convert it to single slices first")
-    if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise UserError(f"{source} has frames of different orientations; separate them first")
-    orientation = orientations[0].astype(float)
+    orientation = orientations[0]
     if len(frames) != image.GetDepth():
         raise UserError(f"{source} has {image.GetDepth()} frames and places for {len(frames)}; get it again")
     order, spacing_mm = _order(positions, orientation, source)
     voxels = sitk.GetArrayFromImage(image)[order]
     sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
     return _placed(sorted_image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+
+
+def _numbers(values: Sequence, count: int) -> list[float]:
+    """Raises:
+    ValueError: they are not so many finite numbers.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{numbers} are not {count} numbers")
+    return numbers
 
 
 def _frame_slope(frame: pydicom.Dataset, shared: pydicom.Dataset) -> tuple[str, str]:
