@@ -51,7 +51,7 @@ def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str, pr
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "data": str(data),
+        "data": data.resolve().name,  # a path may name a patient
         "base": base,
     }
     write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")

@@ -262,7 +262,6 @@ def _report(
     ]
     return {
         "study": {
-            "name": volume.name,
             "modality": volume.modality,
             "size": list(volume.shape[::-1]),
             "spacing_mm": list(volume.spacing_mm),
