@@ -12,9 +12,10 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from engine.errors import UserError
+from engine.imaging.run_length import check_run_lengths
 from engine.imaging.volume import Volume, volume_from_image
 
 HEADER_TAGS = (
@@ -142,10 +143,12 @@ def _read_header(path: Path) -> pydicom.Dataset:
     """
     with _Bounded(path) as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-    for name in HEADER_TAGS:
-        header.get(name)  # decoded here, where damage is expected
-    if header.get("Rows") and header.get("Columns"):
-        _check_pixels(header, path.stat().st_size)
+        for name in HEADER_TAGS:
+            header.get(name)  # decoded here, where damage is expected
+        if header.get("Rows") and header.get("Columns"):
+            _check_pixels(header, path.stat().st_size)
+            if header.file_meta.get("TransferSyntaxUID") == RLELossless:
+                check_run_lengths(file, path.stat().st_size, header.Rows * header.Columns)
     return header
 
 
