@@ -127,6 +127,20 @@ def test_dicom_that_promises_more_pixels_than_it_has_is_refused_by_its_header(tm
         read_volume(tmp_path / "a.dcm")
 
 
+def test_run_lengths_that_end_early_are_refused_as_decoding_them_would_never_end(tmp_path):
+    data = _slice(0)
+    data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    content = _bytes_of(data)
+    place = content.index(b"\xfe\xff\x00\xe0", content.index(b"\xe0\x7f\x10\x00") + 16)  # of the frame
+    size = struct.unpack_from("<I", content, place + 4)[0]
+    last = place + 8 + size - 20
+    changed = content[:last] + b"\x80" * 20 + content[last + 20 :]  # codes that stand for no pixel
+    for name, damaged in (("cut", content[:-100]), ("short", changed), ("no end", content[:-8])):
+        (tmp_path / f"{name}.dcm").write_bytes(damaged)
+        with pytest.raises(UserError, match="holds no image; it may be damaged"):
+            read_volume(tmp_path / f"{name}.dcm")
+
+
 def test_a_length_in_dicom_takes_no_memory_that_the_file_does_not_have(tmp_path):
     data = _slice(0)
     data.add_new(0x00081030, "UT", "description")
