@@ -18,7 +18,8 @@ def forbid_network(event: str, arguments: tuple) -> None:
     address = arguments[1] if event in ASKING[:3] else arguments
     if isinstance(address, str | bytes):  # a socket of this machine's file system
         return
-    if not (loopback_allowed and address[0] in LOOPBACK):
+    inwards = loopback_allowed or event == "socket.bind"  # as urllib3 does to see whether there is IPv6
+    if not (inwards and address[0] in LOOPBACK):
         forbidden.append(f"{event} {address}")
         raise OSError(f"the network is forbidden here: {event} {address}")
 
