@@ -40,7 +40,7 @@ from engine.library import install_adapter, list_adapters
 from fuzzing.mutations import mutate_bytes, mutate_json, mutate_text
 
 SHAPE = (4, 12, 14)
-LARGEST_SEED = 120_000  # bytes of a real file that is changed
+LARGEST_SEED = 20_000  # bytes of a real file that is changed
 Random = np.random.Generator
 
 
