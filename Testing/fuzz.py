@@ -1,8 +1,8 @@
 """Give the engine damaged and hostile inputs, and see that each is taken or refused in one line.
 
 Every input must be read, or refused by a UserError: no other exception, no end of the process, no more than ten
-seconds of computing, no more memory than stated, and nothing written but in the folder for it. Inputs are made from real
-files by a seed and a number, so that any can be made again: --only NUMBER --keep FOLDER. Linux only.
+seconds of computing, no more memory than stated, and nothing written but in the folder for it. Inputs are made from
+real files by a seed and a number, so that any can be made again: --only NUMBER --keep FOLDER. Linux only.
 """
 
 import argparse
