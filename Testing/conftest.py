@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,6 +223,19 @@ def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
         code = end.code
     printed = capsys.readouterr()
     return code, printed.out, printed.err
+
+
+@contextmanager
+def small_disk(folder, size: str):
+    """A file system of a few bytes in memory."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def files(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
+from engine.files import check_output, write_csv
 from engine.imaging.intensity import CHOICES as WINDOWS
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
@@ -30,7 +32,17 @@ from engine.studies import (
     segment_study,
 )
 
+SUMMARY = "summary.csv"  # in an output folder: how each study ended
 BESIDE = Path()  # an option that was given without a file name
+
+
+@dataclass(frozen=True)
+class End:
+    """How a study of many ended: "done", now or in an earlier run, or "failed" for a reason."""
+
+    study: str
+    state: str
+    reason: str
 
 
 def main() -> None:
@@ -76,20 +88,26 @@ def _segment_many(request: Request, options: argparse.Namespace) -> None:
     studies = _named_studies(options.input)
     outputs = {name: _outputs_in(options, name) for name in studies}
     check_apart(request, outputs.values())
+    summary = options.output / SUMMARY
+    check_output(summary, options.overwrite or options.resume)
     segmenter = _segmenter(options)
-    failed = 0
+    ends: list[End] = []
     for number, (name, path) in enumerate(studies.items(), start=1):
         print(f"{number} / {len(studies)} {name}")
+        reason = ""
         try:
             _segment_study(segmenter, request, path, outputs[name], studies.values(), options)
         except UserError as error:
-            failed += 1
-            print(f"failed: {error}", file=sys.stderr)
+            reason = str(error)
         except Exception as error:  # whatever is wrong with one study, the others are still wanted
-            failed += 1
-            print(f"failed: {path} gave an unexpected {type(error).__name__}: {error}", file=sys.stderr)
+            reason = f"{path} gave an unexpected {type(error).__name__}: {error}"
+        if reason:
+            print(f"failed: {reason}", file=sys.stderr)
+        ends.append(End(name, "failed" if reason else "done", " ".join(reason.split())))
+    write_csv(summary, ends)
+    failed = sum(end.state == "failed" for end in ends)
     if failed:
-        raise UserError(f"{failed} of {len(studies)} studies failed; the others are in {options.output}")
+        raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
 
 
 def _segment_study(

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine import __version__
 from engine.errors import UserError
-from engine.files import check_output, write_text
+from engine.files import check_output, read_json, sha256_of, write_text
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.segments import Segment, drop_small, fill_holes, keep_largest, most_probable, segment_colors
 from engine.imaging.volume import Volume
@@ -209,9 +209,9 @@ def clean_masks(results: list[Result], request: Request) -> list[np.ndarray]:
 def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
     """Return whether all outputs were written before, from the same input, with the same request and models."""
     try:
-        report = json.loads(outputs.report.read_text(encoding="utf-8"))
-        written = all(path.is_file() for path in outputs.paths(request.prompts))
-        return written and report["made_by"] == _made_by(segmenter, request, source)
+        report = read_json(outputs.report)
+        made_by, hashes = report["made_by"], report["outputs_sha256"]
+        return made_by == _made_by(segmenter, request, source) and hashes == _hashes(outputs, request)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -219,8 +219,6 @@ def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: st
 def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
     """Write everything, the report last: where it is, the study is complete."""
     volume = segmenter.volume
-    if outputs.report:
-        outputs.report.unlink(missing_ok=True)  # an old one must not vouch for what is written now
     write_segments(outputs.segments, segments, volume)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)
@@ -230,7 +228,13 @@ def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: di
         captions = [describe(row) for row in report["results"]]
         write_preview(outputs.preview, volume, segments, captions, segmenter.intensity_range)
     if outputs.report:
+        report["outputs_sha256"] = _hashes(outputs, request)
         write_text(outputs.report, json.dumps(report, indent=1) + "\n")
+
+
+def _hashes(outputs: Outputs, request: Request) -> list[str]:
+    """Return the SHA-256 of all outputs but the report, which vouches for no others; it keeps no names."""
+    return [sha256_of(path) for path in outputs.paths(request.prompts) if path != outputs.report]
 
 
 def describe(row: dict) -> str:
@@ -258,7 +262,6 @@ def _report(
     ]
     return {
         "study": {
-            "name": volume.name,
             "modality": volume.modality,
             "size": list(volume.shape[::-1]),
             "spacing_mm": list(volume.spacing_mm),

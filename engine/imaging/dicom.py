@@ -1,5 +1,8 @@
 """DICOM series: found by their UIDs, sorted by position, checked, and read as volumes."""
 
+import io
+import math
+import struct
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from engine.errors import UserError
+from engine.imaging.run_length import check_run_lengths
 from engine.imaging.volume import Volume, volume_from_image
 
 HEADER_TAGS = (
@@ -22,6 +27,8 @@ HEADER_TAGS = (
     "Rows",
     "Columns",
     "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -33,6 +40,14 @@ HEADER_TAGS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+# what pydicom raises for damaged files
+DAMAGE = (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, IndexError, TypeError)
+DAMAGE += (BytesLengthException, NotImplementedError, OverflowError, RecursionError, struct.error)
+LARGE_BYTES = 1 << 20  # of a single read
+PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)  # of uncompressed pixels
+MOST_BITS = 64
+MOST_EXCESS = 2  # pixels that share colours (YBR_FULL_422) take fewer bytes than their headers say
+MOST_PIXELS_A_BYTE, SMALL_PIXELS = 9000, 16 << 20  # that compressed pixels may be
 UNEVEN_MM = 0.05  # positions are written with a few digits; a missing slice differs by far more
 
 
@@ -108,17 +123,60 @@ def _group(files) -> list[Series]:
     damaged: list[Path] = []
     for path in files:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-        except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, NotImplementedError):
-            damaged.append(path)
-            continue
-        if header.get("Rows") and header.get("Columns"):
-            groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-        elif not header.get("SOPClassUID") or _is_image_class(header):
+            header = _read_header(path)
+            if header.get("Rows") and header.get("Columns"):
+                groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+            elif not header.get("SOPClassUID") or _is_image_class(header):
+                damaged.append(path)
+        except DAMAGE:
             damaged.append(path)
     if damaged and groups:
         raise UserError(f"{damaged[0]} is damaged, and may be a slice of the series beside it; get it again")
     return [Series(uid, *map(tuple, zip(*members, strict=True))) for uid, members in groups.items()]
+
+
+def _read_header(path: Path) -> pydicom.Dataset:
+    """Return the tags that matter, all of them decoded.
+
+    Raises:
+        one of `DAMAGE`: the file is damaged, or too short for the pixels that it promises.
+    """
+    with _Bounded(path) as file:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        for name in HEADER_TAGS:
+            header.get(name)  # decoded here, where damage is expected
+        if header.get("Rows") and header.get("Columns"):
+            _check_pixels(header, path.stat().st_size)
+            if header.file_meta.get("TransferSyntaxUID") == RLELossless:
+                check_run_lengths(file, path.stat().st_size, header.Rows * header.Columns)
+    return header
+
+
+def _check_pixels(header: pydicom.Dataset, size: int) -> None:
+    """Refuse more pixels than a file of so many bytes can hold, before memory is taken for them.
+
+    Raises:
+        one of `DAMAGE`: it promises more, or no valid number.
+    """
+    counts = [header.get(name, 1) or 1 for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")]
+    pixels, bits = math.prod(map(int, counts)), int(header.get("BitsAllocated") or 0)
+    plain = header.file_meta.get("TransferSyntaxUID", PLAIN_SYNTAXES[0]) in PLAIN_SYNTAXES
+    held = MOST_EXCESS * 8 * size // max(1, bits) if plain else MOST_PIXELS_A_BYTE * size + SMALL_PIXELS
+    if not (1 <= bits <= MOST_BITS and 0 < pixels <= held):
+        raise ValueError(f"{pixels} pixels of {bits} bits in {size} bytes")
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked than it has: Python takes memory for all that is asked."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > LARGE_BYTES:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
 
 
 def _is_image_class(header: pydicom.Dataset) -> bool:
@@ -254,23 +312,40 @@ def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> s
     try:
         shared = header.SharedFunctionalGroupsSequence[0]
         frames = list(header.PerFrameFunctionalGroupsSequence)
-        positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+        positions = [_numbers(f.PlanePositionSequence[0].ImagePositionPatient, 3) for f in frames]
         orientations = np.array(
-            [_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in frames]
+            [
+                _numbers(_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient, 6)
+                for f in frames
+            ]
         )
-        pixel_spacing = _group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing
+        pixel_spacing = _numbers(_group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing, 2)
     except (AttributeError, IndexError, KeyError):
         return None
+    except DAMAGE as error:
+        raise UserError(f"{source} has damaged places of its frames; get it again") from error
     slopes = {_frame_slope(frame, shared) for frame in frames}
     if len(slopes) > 1:
         raise UserError(f"{source} has frames of different rescale slopes; convert it to single slices first")
-    if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise UserError(f"{source} has frames of different orientations; separate them first")
-    orientation = orientations[0].astype(float)
+    orientation = orientations[0]
+    if len(frames) != image.GetDepth():
+        raise UserError(f"{source} has {image.GetDepth()} frames and places for {len(frames)}; get it again")
     order, spacing_mm = _order(positions, orientation, source)
     voxels = sitk.GetArrayFromImage(image)[order]
     sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
     return _placed(sorted_image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+
+
+def _numbers(values: Sequence, count: int) -> list[float]:
+    """Raises:
+    ValueError: they are not so many finite numbers.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{numbers} are not {count} numbers")
+    return numbers
 
 
 def _frame_slope(frame: pydicom.Dataset, shared: pydicom.Dataset) -> tuple[str, str]:
@@ -301,6 +376,7 @@ def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
         return None
     try:
         center, width = (np.ravel(header[tag].value)[0] for tag in ("WindowCenter", "WindowWidth"))
-        return (float(center), float(width)) if float(width) > 0 else None
+        valid = np.isfinite([float(center), float(width)]).all() and float(width) > 0
+        return (float(center), float(width)) if valid else None
     except (KeyError, TypeError, ValueError, IndexError):
         return None

@@ -4,6 +4,7 @@ import gzip
 import math
 import re
 import struct
+import warnings
 import zlib
 from itertools import product
 from pathlib import Path
@@ -15,14 +16,34 @@ from PIL import Image
 
 from engine.errors import UserError
 from engine.imaging import dicom
+from engine.imaging.headers import MOST_PACKED, check_metaimage, check_nrrd
 from engine.imaging.volume import Volume, volume_from_image
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 NIFTI_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
+NIFTI_BYTES = {
+    4: 2,
+    8: 4,
+    16: 4,
+    32: 8,
+    64: 8,
+    128: 3,
+    512: 2,
+    768: 4,
+    1024: 8,
+    1280: 8,
+    1536: 16,
+    1792: 16,
+    2304: 4,
+}
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 MOST_EXCESS = 2  # how often a compressed file may hold what its header says, or a mebibyte
+MOST_PIXELS_A_BYTE, SMALL_PICTURE = (
+    9000,
+    16 << 20,
+)  # pixels; 8320 is what deflate can make of one byte at 1 bit each
 SFORM_TOLERANCE = 0.1  # of a voxel; headers keep single precision, and a real contradiction is larger
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
 
@@ -54,8 +75,7 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
 def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
     """Read all frames of a 4-D file or a cine; a list of one for anything else (see `read_volume`)."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    _check_there(path)
     if path.is_dir():
         return dicom.read_folder(path, series)
     if image_suffix(path) is None:
@@ -72,9 +92,9 @@ def read_image(path: Path) -> sitk.Image:
     Raises:
         UserError: the file is missing or damaged, or contradicts itself.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    _check_there(path)
     _check_name(path)
+    _check_header(path)
     if image_suffix(path) in (".nii", ".nii.gz"):
         _check_nifti(path)
     elif image_suffix(path) in (".nrrd", ".mha"):
@@ -91,6 +111,7 @@ def unpacked_bytes(path: Path) -> int:
         UserError: the header cannot be read.
     """
     _check_name(path)
+    _check_header(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -129,11 +150,27 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
+def _check_there(path: Path) -> None:
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)[:200]!a} is no name of a file ({error})") from error
+    if not there:
+        raise UserError(f"{path} does not exist")
+
+
 def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"{str(path)!a} is no valid UTF-8 name; rename the file") from None
+
+
+def _check_header(path: Path) -> None:
+    if image_suffix(path) in (".nrrd", ".nhdr"):
+        check_nrrd(path)
+    elif image_suffix(path) in (".mha", ".mhd"):
+        check_metaimage(path)
 
 
 def _read(path: Path) -> sitk.Image:
@@ -191,7 +228,10 @@ def _check_nifti(path: Path) -> None:
             return struct.unpack_from(order + form, header, offset)
 
         dimensions, *sizes = field(40, "8h")
-        needed = math.prod(sizes[: max(0, dimensions)]) * field(72, "h")[0] // 8 + int(field(108, "f")[0])
+        if not 1 <= dimensions <= 7 or min(sizes[:dimensions]) < 1:
+            raise ValueError(f"sizes of {sizes[:dimensions]}")
+        kind, bits = field(70, "2h")
+        needed = math.prod(sizes[:dimensions]) * max(bits // 8, NIFTI_BYTES.get(kind, 1)) + int(field(108, "f")[0])
         spacing = field(80, "7f")[: min(3, max(1, dimensions))]
         qform_code, sform_code = field(252, "2h")
         placing = field(256, "6f")
@@ -243,7 +283,9 @@ def _check_whole(path: Path, needed: int) -> int:
     """
     if path.suffix.lower() != ".gz":
         return path.stat().st_size
-    size = 0
+    size, packed = 0, path.stat().st_size
+    if packed * MOST_PACKED < needed:
+        return packed
     with gzip.open(path) as file:
         while block := file.read(1 << 20):
             size += len(block)
@@ -262,12 +304,20 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _check_picture(path: Path) -> None:
-    """Refuse a picture whose end is missing, which SimpleITK would fill up."""
+    """Refuse a picture whose end is missing, which SimpleITK would fill up, or that promises more than it holds."""
+    most = MOST_PIXELS_A_BYTE * path.stat().st_size + SMALL_PICTURE
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # what matters of them is an error here
+            if math.prod(picture.size) * len(picture.getbands()) > most:
+                raise UserError(
+                    f"{path} promises {' × '.join(map(str, picture.size))} pixels, which it cannot hold"
+                )
             picture.load()
     except Image.UnidentifiedImageError:
         return  # a kind that Pillow does not know; SimpleITK may
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels for a picture; cut out what matters") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); get it again") from error
 
