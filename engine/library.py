@@ -4,7 +4,6 @@ They are installed into `user_models()`, the user's own folder, which is looked 
 shipped ones are never written.
 """
 
-import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from engine.archives import problem_of
 from engine.bases import SHIPPED_MODELS, is_base, local_base_names, open_base, user_models
 from engine.bundle import (
     CARD,
@@ -240,7 +240,7 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{source} holds {len(entries)} entries; an adapter has three, so it is refused")
     for entry in entries:
-        if problem := _problem_of(entry):
+        if problem := problem_of(entry):
             raise UserError(f"{source} holds '{entry.filename}', which {problem}; it is refused")
     cards = [PurePosixPath(e.filename) for e in entries if PurePosixPath(e.filename).name == CARD]
     cards = [path for path in cards if len(path.parts) <= 2 and path.parts[0] != "__MACOSX"]
@@ -255,15 +255,3 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
             raise UserError(f"{name} in {source} takes more than {limit // MIB} MiB; it is no adapter")
         found[name] = same[0]
     return found
-
-
-def _problem_of(entry: zipfile.ZipInfo) -> str:
-    """Return why an entry of a zip file is not safe to unpack; nothing where it is."""
-    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
-        return "has an absolute path, or signs that no path needs"
-    if ".." in PurePosixPath(name).parts:
-        return "leads out of its folder"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or no plain file"
-    return "is encrypted" if entry.flag_bits & 1 else ""
