@@ -190,11 +190,11 @@ def open_folder(folder: Path, series: str | None = None, source: Path | None = N
     return _parts(chosen[0], source)
 
 
-def open_file(path: Path) -> list[Part]:
+def open_file(path: Path, series: str | None = None) -> list[Part]:
     """Return what a DICOM file holds (see `open_folder`); a DICOMDIR stands for its folder."""
     if not is_scan(path):
         if _class_of(path) == MediaStorageDirectoryStorage:
-            return open_folder(path.parent)
+            return open_folder(path.parent, series)
         raise UserError(f"{path} is a segmentation, not a scan; name the scan that it belongs to")
     groups = _group([path])
     if len(groups) != 1:

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.encaps import encapsulate, generate_fragmented_frames
+from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 from pydicom.uid import (
     HTJ2K,
@@ -101,7 +102,10 @@ def check_size(path: Path, header: pydicom.Dataset) -> None:
 
 def check_deflated(path: Path) -> None:
     """Refuse a deflated file (PS3.5 A.5) that would unpack without end, since it is unpacked as a whole."""
-    meta = pydicom.filereader.read_file_meta_info(path)
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except InvalidDicomError:
+        return  # a file without a preamble is not deflated
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
     unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0

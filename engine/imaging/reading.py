@@ -88,7 +88,7 @@ def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
         frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
         yield [_Image(image, path) for image in frames]
     elif dicom.is_dicom(path):
-        yield dicom.open_file(path)
+        yield dicom.open_file(path, series)
     else:
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
 
