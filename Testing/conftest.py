@@ -218,8 +218,8 @@ def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius
 def write_series(
     folder, positions=(0, 2, 4, 6), uid=None, number=1, description="Thorax", pixels=None, **attributes
 ):
-    """Write slices whose voxels are their position in mm, or `pixels` (slices, rows, columns) int16; file names are in
-    another order.
+    """Write slices whose voxels are their position in mm, or `pixels` (slices, rows, columns) int16; their names
+    come in another order.
 
     Args:
         attributes: set in every slice; a list for a name that begins with "Image" has one value for each slice.
