@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
+from engine.imaging import dicomweb
 from engine.imaging.intensity import CHOICES as WINDOWS
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
@@ -35,11 +37,20 @@ BESIDE = Path()  # an option that was given without a file name
 
 def main() -> None:
     options = _parser().parse_args()
+    request = _request(options)
+    check_request(request)
+    with ExitStack() as stack:
+        options.input = [
+            stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
+            for place in options.input
+        ]
+        _segment(request, options)
+
+
+def _segment(request: Request, options: argparse.Namespace) -> None:
     for path in options.input:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    request = _request(options)
-    check_request(request)
     if options.output.is_dir():
         _segment_many(request, options)
     elif len(options.input) > 1:
@@ -199,6 +210,10 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
+def _place(text: str) -> Path | str:
+    return text if dicomweb.is_address(text) else _path(text)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty file name")
@@ -218,12 +233,8 @@ def _frame(text: str) -> int | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
     add = parser.add_argument
-    add(
-        "input",
-        type=_path,
-        nargs="+",
-        help="a scan, a folder or ZIP file with a DICOM series, or a folder of studies",
-    )
+    what = "a scan, a folder or ZIP file with a DICOM series, a folder of studies, or a series on a DICOMweb server"
+    add("input", type=_place, nargs="+", help=what)
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
     add("-o", "--output", type=_path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
