@@ -219,6 +219,12 @@ def test_signed_values_of_few_bits_keep_their_sign(tmp_path):
     assert np.array_equal(read_volume(path).voxels[0], stored)
 
 
+def test_values_in_the_upper_bits_are_refused(tmp_path):
+    path = write_image(tmp_path / "a.dcm", np.array([[16, 32]], np.uint16), BitsStored=12, HighBit=15)
+    with pytest.raises(UserError, match=r"a\.dcm keeps its values in other than the lowest bits \(HighBit 15\)"):
+        read_volume(path)
+
+
 def test_a_modality_lut_is_applied_and_an_empty_one_is_not(tmp_path):
     pixels = np.array([[0, 1], [2, 3]], np.uint8)
     table = lookup_table([4, 0, 16], [100, 50, 700, 9], ModalityLUTType="HU")
@@ -550,6 +556,7 @@ def test_series_are_found_among_other_files_in_folders_dicomdir_and_zip_files(tm
         with pytest.raises(UserError, match=r"disc.* holds several series; .*1: Thorax .*2: Liver"):
             read_volume(path)
         volume = read_volume(path, series="1")
+        assert all(file.exists() for file in volume.sources)
         assert volume.voxels[:, 0, 0].tolist() == [-1000, -996, -992, -988] and volume.spacing_mm == (0.25, 0.5, 2)
 
 

@@ -164,8 +164,9 @@ def _decode(path: Path, header: pydicom.Dataset, frames: Sequence[int]) -> np.nd
         )
     from_file = "TransferSyntaxUID" in header.file_meta and syntax != DeflatedExplicitVRLittleEndian
     source = path if from_file else _with_syntax(path)
-    stored = np.stack(list(iter_pixels(source, indices=list(frames))))
-    return stored if syntax.is_encapsulated or stored.ndim == 4 else _used_bits(stored, header)
+    if not syntax.is_encapsulated:
+        _check_bits(path, header)
+    return np.stack(list(iter_pixels(source, indices=list(frames))))
 
 
 def _with_syntax(path: Path) -> pydicom.Dataset:
@@ -202,16 +203,13 @@ def _decode_by_gdcm(path: Path, frames: Sequence[int]) -> np.ndarray:
     return stored.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *([3] if colours else []))
 
 
-def _used_bits(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
-    """Clear what lies outside the stored bits, such as an overlay of old (PS3.5 8.1.1), and extend the sign."""
-    if stored.dtype.kind not in "iu" or header.BitsAllocated not in (8, 16, 32):
-        return stored
-    allocated, used = int(header.BitsAllocated), _depth(header)
-    above = allocated - 1 - int(header.get("HighBit", used - 1))
-    if not (0 < used <= allocated and 0 <= above <= allocated - used):
-        return stored
-    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    return (native << above) >> (allocated - used)
+def _check_bits(path: Path, header: pydicom.Dataset) -> None:
+    """Refuse values that do not fill the lowest bits, which DICOM no longer knows (PS3.5 8.1.1)."""
+    depth = _depth(header)
+    if int(header.get("HighBit", depth - 1)) != depth - 1:
+        raise UserError(
+            f"{path} keeps its values in other than the lowest bits (HighBit {header.HighBit}); convert it"
+        )
 
 
 def _meaning(stored: np.ndarray, header: pydicom.Dataset, transform: pydicom.Dataset) -> np.ndarray:

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -83,7 +83,7 @@ def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
         yield dicom.open_folder(path, series)
     elif dicom_archive.is_archive(path):
         with dicom_archive.unpacked(path) as folder:
-            yield dicom.open_folder(folder, series, path)
+            yield [_Unpacked(part) for part in dicom.open_folder(folder, series, path)]
     elif image_suffix(path) is not None:
         frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
         yield [_Image(image, path) for image in frames]
@@ -101,6 +101,20 @@ class _Image:
 
     def read(self, resample: bool) -> Volume:
         return volume_from_image(_colours(self.image, self.path), name=self.path.name)
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """A volume of a ZIP file, whose files are gone once it is read."""
+
+    part: Frame
+
+    @property
+    def title(self) -> str:
+        return self.part.title
+
+    def read(self, resample: bool) -> Volume:
+        return replace(self.part.read(resample), sources=())
 
 
 def _listed(frames: Sequence[Frame]) -> str:
