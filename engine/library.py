@@ -5,16 +5,14 @@ shipped ones are never written.
 """
 
 import shutil
-import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from engine.archives import DAMAGE, problem_of
 from engine.bases import SHIPPED_MODELS, is_base, local_base_names, open_base, user_models
 from engine.bundle import (
     CARD,
@@ -232,7 +230,7 @@ def _opened(source: Path) -> Iterator[Callable[[str], BinaryIO]]:
         with zipfile.ZipFile(source) as archive:
             entries = _checked_entries(archive, source)
             yield lambda name: archive.open(entries[name])
-    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, RuntimeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{source} is no zip file, or damaged ({error}); get the adapter again") from error
 
 
@@ -251,7 +249,7 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{source} holds {len(entries)} entries; an adapter has three, so it is refused")
     for entry in entries:
-        if problem := _problem_of(entry):
+        if problem := problem_of(entry):
             raise UserError(f"{source} holds '{entry.filename}', which {problem}; it is refused")
     cards = [PurePosixPath(e.filename) for e in entries if PurePosixPath(e.filename).name == CARD]
     cards = [path for path in cards if len(path.parts) <= 2 and path.parts[0] != "__MACOSX"]
@@ -266,17 +264,3 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
             raise UserError(f"{name} in {source} takes more than {limit // MIB} MiB; it is no adapter")
         found[name] = same[0]
     return found
-
-
-def _problem_of(entry: zipfile.ZipInfo) -> str:
-    """Return why an entry of a zip file is not safe to unpack; nothing where it is."""
-    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
-        return "has an absolute path, or signs that no path needs"
-    if ".." in PurePosixPath(name).parts:
-        return "leads out of its folder"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or no plain file"
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take memory as they like
-        return "is packed in an unusual way"
-    return "is encrypted" if entry.flag_bits & 1 else ""

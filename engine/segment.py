@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
 from engine.files import check_output, write_csv
+from engine.imaging import dicomweb
 from engine.imaging.intensity import CHOICES as WINDOWS
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
@@ -47,11 +49,20 @@ class End:
 
 def main() -> None:
     options = _parser().parse_args()
+    request = _request(options)
+    check_request(request)
+    with ExitStack() as stack:
+        options.input = [
+            stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
+            for place in options.input
+        ]
+        _segment(request, options)
+
+
+def _segment(request: Request, options: argparse.Namespace) -> None:
     for path in options.input:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    request = _request(options)
-    check_request(request)
     if options.output.is_dir():
         _segment_many(request, options)
     elif len(options.input) > 1:
@@ -119,7 +130,7 @@ def _segment_study(
     options: argparse.Namespace,
 ) -> None:
     """Segment one study, or each frame of it, unless --resume finds it done."""
-    source = fingerprint(path, options.series, options.frame)
+    source = fingerprint(path, options.series, options.frame, options.resample)
     if options.resume and is_done(outputs, segmenter, request, source):
         print("done before")
         return
@@ -156,10 +167,10 @@ def _print_report(report: dict) -> None:
 def _frames(path: Path, outputs: Outputs, options: argparse.Namespace) -> list[tuple[Volume, Outputs]]:
     """Return the volume that is meant with its outputs; for --frame all each frame with numbered outputs."""
     if options.frame != "all":
-        return [(read_volume(path, options.series, options.frame), outputs)]
+        return [(read_volume(path, options.series, options.frame, options.resample), outputs)]
     return [
         (volume, Outputs(**{key: _numbered(name, number) for key, name in vars(outputs).items()}))
-        for number, volume in enumerate(read_frames(path, options.series))
+        for number, volume in enumerate(read_frames(path, options.series, options.resample))
     ]
 
 
@@ -217,6 +228,10 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
+def _place(text: str) -> Path | str:
+    return text if dicomweb.is_address(text) else _path(text)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty file name")
@@ -236,19 +251,21 @@ def _frame(text: str) -> int | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
     add = parser.add_argument
-    add("input", type=_path, nargs="+", help="a scan, a folder with a DICOM series, or a folder of studies")
+    what = "a scan, a folder or ZIP file with a DICOM series, a folder of studies, or a series on a DICOMweb server"
+    add("input", type=_place, nargs="+", help=what)
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
     add("-o", "--output", type=_path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
     add("--base", type=_word, help="name or folder of a base (default: the adapter's own, or mini)")
     add("--plane", type=_word, help=f"{', '.join(PLANES)} (default: the adapter's)")
-    add("--window", type=_word, help=f"{', '.join(WINDOWS)} (default: the adapter's)")
+    add("--window", type=_word, help=f"{', '.join(WINDOWS)} (default: the adapter's; auto: soft-tissue for CT)")
     add("--threshold", type=float, help="of the probability, 0 to 1 (default: the adapter's)")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
     add("--series", type=_word, help="which DICOM series: number, UID or a part of its description")
-    add("--frame", type=_frame, help="which frame of a 4-D file, from 0, or all")
+    add("--frame", type=_frame, help="which frame of a 4-D file or volume of a DICOM series, from 0, or all")
+    add("--resample", action="store_true", help="put uneven or tilted DICOM slices onto a regular grid")
     add("--keep-largest", action="store_true", help="keep the largest part of each segment")
     add("--fill-holes", action="store_true", help="fill what a segment encloses")
     add("--min-volume-ml", type=float, default=0.0, help="drop parts that are smaller")

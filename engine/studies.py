@@ -133,11 +133,13 @@ def check_apart(request: Request, studies: Iterable[Outputs]) -> None:
         seen.add(path)
 
 
-def fingerprint(path: Path, series: str | None = None, frame: int | str | None = None) -> str:
+def fingerprint(
+    path: Path, series: str | None = None, frame: int | str | None = None, resample: bool = False
+) -> str:
     """Return a hash that tells whether an input is still the same: names, sizes and times of its files, and what
     is meant in them. It keeps no name, which might be a patient's."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256(repr((series, frame)).encode())
+    digest = hashlib.sha256(repr((series, frame, *(["resample"] if resample else []))).encode())
     for file in files:
         status = file.stat()
         digest.update(os.fsencode(file.name) + f"{status.st_size} {status.st_mtime_ns}".encode())

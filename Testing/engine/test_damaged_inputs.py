@@ -123,7 +123,7 @@ def test_dicom_that_promises_more_pixels_than_it_has_is_refused_by_its_header(tm
     for name, value in changes.items():
         setattr(data, name, value)
     (tmp_path / "a.dcm").write_bytes(_bytes_of(data))
-    with pytest.raises(UserError, match="holds no image; it may be damaged"):
+    with pytest.raises(UserError, match="damaged"):
         read_volume(tmp_path / "a.dcm")
 
 
@@ -137,7 +137,7 @@ def test_run_lengths_that_end_early_are_refused_as_decoding_them_would_never_end
     changed = content[:last] + b"\x80" * 20 + content[last + 20 :]  # codes that stand for no pixel
     for name, damaged in (("cut", content[:-100]), ("short", changed), ("no end", content[:-8])):
         (tmp_path / f"{name}.dcm").write_bytes(damaged)
-        with pytest.raises(UserError, match="holds no image; it may be damaged"):
+        with pytest.raises(UserError, match="cannot be decoded; it may be damaged"):
             read_volume(tmp_path / f"{name}.dcm")
 
 

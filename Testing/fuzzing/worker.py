@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -27,7 +28,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 
 class Worker:
-    """Makes and uses inputs in a folder of its own: `input` is read, `target` may be written, nothing else.
+    """Makes and uses inputs in a folder of its own: `input` is read, `target` may be written, and
+    `temporary` if nothing stays in it; nothing else.
 
     Args:
         place: an empty folder.
@@ -36,8 +38,9 @@ class Worker:
 
     def __init__(self, place: Path, seed: int):
         self.place, self._seed, self._written_outside = place, seed, ""
-        for name in ("seeds", "input", "target", "outside"):
+        for name in ("seeds", "input", "target", "temporary", "outside"):
             (place / name).mkdir(parents=True)
+        tempfile.tempdir = str(place / "temporary")
         self._by_name = self._all_kinds()
         self.kinds, self._using = list(self._by_name), False
         sys.addaudithook(self._watch)
@@ -62,8 +65,9 @@ class Worker:
         seconds, mib = time.monotonic() - started, (_status("VmHWM") - start_kib) / 1024
         if mib > MOST_MIB:
             outcome, detail = "memory", f"{mib:.0f} MiB"
-        if self._written_outside or any((self.place / "outside").iterdir()):
-            outcome, detail = "written outside", self._written_outside
+        left = [path for name in ("outside", "temporary") for path in (self.place / name).iterdir()]
+        if self._written_outside or left:
+            outcome, detail = "written outside", self._written_outside or str(left[0])
         if _hashes(self.place / "input") != before:
             outcome, detail = "input changed", ""
         return {
@@ -104,7 +108,8 @@ class Worker:
             return
         for path in map(os.fsdecode, paths):
             place = Path(path).resolve()
-            if Path(path).is_absolute() and not place.is_relative_to(self.place / "target") and path != os.devnull:
+            allowed = any(place.is_relative_to(self.place / name) for name in ("target", "temporary"))
+            if Path(path).is_absolute() and not allowed and path != os.devnull:
                 self._written_outside = f"{event} {path}"
 
 

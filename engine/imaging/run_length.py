@@ -5,24 +5,33 @@ The library that decodes them waits for ever for pixels that do not come.
 
 import struct
 from itertools import pairwise
+from pathlib import Path
 from typing import BinaryIO
+
+import pydicom
+
+from engine.imaging.dicom_files import Bounded
 
 ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = 0xFFFFFFFF
 HEADER_BYTES, MOST_SEGMENTS = 64, 15
 
 
-def check_run_lengths(file: BinaryIO, size: int, pixels: int) -> None:
+def check_run_lengths(path: Path, pixels: int) -> None:
     """Refuse pixel data that end before the last pixel.
 
     Args:
-        file: stands at the element of the pixel data, explicit little-endian.
-        size: of the file in bytes.
         pixels: of one frame.
 
     Raises:
-        ValueError: they do, or are of another form.
+        ValueError, struct.error: they do, or are of another form.
     """
+    with Bounded(path) as file:
+        pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])  # it stands at the pixels then
+        _check(file, file.size, pixels)
+
+
+def _check(file: BinaryIO, size: int, pixels: int) -> None:
     element = file.read(12)
     if len(element) < 12 or struct.unpack("<I", element[8:])[0] != UNDEFINED:
         raise ValueError("run-length encoded pixels without fragments")
