@@ -112,6 +112,8 @@ def _group(files) -> list[Series]:
         except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, NotImplementedError):
             damaged.append(path)
             continue
+        if header.get("Modality") == "SEG":
+            continue  # a result that was written beside its scan
         if header.get("Rows") and header.get("Columns"):
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
         elif not header.get("SOPClassUID") or _is_image_class(header):
@@ -138,6 +140,7 @@ def _read_series(series: Series, source: Path) -> list[Volume]:
         "name": series.description or str(header.get("Modality") or "DICOM"),
         "modality": str(header.get("Modality")) if header.get("Modality") else None,
         "window": _window(header),
+        "sources": series.files,
     }
     if len(series.files) > 1:
         image = _read_slices(series, source)

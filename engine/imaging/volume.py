@@ -1,6 +1,7 @@
 """A volume: voxels with their place in the patient."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Volume:
         modality: DICOM (0008,0060) where known, such as "CT" or "MR".
         window: the file's own (center, width), DICOM (0028,1050) and (0028,1051).
         flat: a 2-D picture, which is written back as one.
+        sources: the DICOM files of the slices, or the one with all of them, in any order; none for other formats.
 
     Raises:
         UserError: the voxels are of the wrong form, empty, NaN or infinite, or the geometry is degenerate.
@@ -37,6 +39,7 @@ class Volume:
     modality: str | None = None
     window: tuple[float, float] | None = None
     flat: bool = False
+    sources: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.voxels.shape
