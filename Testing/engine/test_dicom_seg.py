@@ -99,7 +99,7 @@ def check_with_dciodvfy(path: Path) -> None:
 
 
 def assert_on_sources(path: Path, sources: dict[str, pydicom.Dataset]) -> None:
-    """Prove that each frame is what is bright in its source slice, at the very same place, and that none is missing."""
+    """Prove that each frame is what is bright in its source slice, at its very place, and that none is missing."""
     written = pydicom.dcmread(path)
     frames = written.pixel_array.reshape(-1, written.Rows, written.Columns)
     stack = np.stack([source.pixel_array for source in sources.values()])
