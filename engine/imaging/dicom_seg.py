@@ -33,6 +33,7 @@ MAY_BE_EMPTY = (
     "ReferringPhysicianName",
 )
 SHARED_BY_FRAMES = ("PlaneOrientationSequence", "PixelMeasuresSequence")
+PLACE_MM = 0.1  # how far a slice may lie from the grid, which evens out what positions are rounded to
 OTHERWISE = "write .seg.nrrd instead"
 
 
@@ -125,32 +126,55 @@ def _headers(path: Path, volume: Volume) -> list[pydicom.Dataset]:
         raise UserError(
             f"{path} is DICOM, which refers to the slices of a DICOM series, and {volume.name} is none; {OTHERWISE}"
         )
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in volume.sources]
+    try:
+        headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in volume.sources]
+    except OSError as error:
+        raise UserError(
+            f"the files of {volume.name}, to which {path} would refer, are gone; {OTHERWISE}"
+        ) from error
     lacking = [name for name in IDENTITY if not all(header.get(name) for header in headers)]
     if lacking:
         raise UserError(f"{volume.name} lacks {', '.join(lacking)}, to which {path} would refer; {OTHERWISE}")
-    frames = int(headers[0].get("NumberOfFrames") or 1) if len(headers) == 1 else len(headers)
-    if frames != volume.shape[0]:
-        raise UserError(f"{volume.name} is a cine, and {path} needs frames with a place each; {OTHERWISE}")
     spaces = {(header.StudyInstanceUID, header.get("FrameOfReferenceUID") or "") for header in headers}
-    if frames > 1 and (len(spaces) > 1 or "" in spaces.pop()):
+    if volume.shape[0] > 1 and (len(spaces) > 1 or "" in spaces.pop()):
         raise UserError(f"{volume.name} has no frame of reference common to all slices, for {path}; {OTHERWISE}")
     return headers
 
 
 def _slices_of_frames(headers: list[pydicom.Dataset], volume: Volume) -> np.ndarray:
-    """Return for each source frame, in the files' order, the number of its slice in the volume, by its position."""
-    if volume.shape[0] == 1:
+    """Return for each source frame, in the files' order, the number of its slice in the volume, by its position.
+
+    Raises:
+        UserError: the frames have no place, or are not the volume's slices.
+    """
+    places = _places(headers, volume)
+    if volume.shape[0] == len(places) == 1:
         return np.zeros(1, int)
-    places = headers
-    if len(headers) == 1:
-        places = [frame.PlanePositionSequence[0] for frame in headers[0].PerFrameFunctionalGroupsSequence]
-    positions = np.array([place.ImagePositionPatient for place in places], float)
-    along_mm = (positions - volume.origin_mm) @ volume.direction_matrix[:, 2]
-    numbers = np.round(along_mm / volume.spacing_mm[2]).astype(int)
-    if sorted(numbers) != list(range(volume.shape[0])):
-        raise UserError(f"{volume.name} has changed since it was read; segment it again")
+    positions = np.array([place.get("ImagePositionPatient") for place in places], float)
+    step_mm = volume.spacing_mm[2] * volume.direction_matrix[:, 2]
+    numbers = np.round((positions - volume.origin_mm) @ step_mm / (step_mm @ step_mm)).astype(int)
+    away_mm = np.abs(volume.origin_mm + np.outer(numbers, step_mm) - positions).max()
+    if sorted(numbers) != list(range(volume.shape[0])) or away_mm > PLACE_MM:
+        raise UserError(
+            f"{volume.name} does not lie on the slices of its files: it was resampled, or they were changed since "
+            f"it was read; {OTHERWISE}"
+        )
     return numbers
+
+
+def _places(headers: list[pydicom.Dataset], volume: Volume) -> list[pydicom.Dataset]:
+    """Return for each source frame what holds its position."""
+    frames = int(headers[0].get("NumberOfFrames") or 1)
+    if len(headers) > 1 or frames == 1:
+        return headers
+    groups = headers[0].get("PerFrameFunctionalGroupsSequence") or []
+    places = [group.PlanePositionSequence[0] for group in groups if group.get("PlanePositionSequence")]
+    if not len(places) == frames == volume.shape[0]:
+        raise UserError(
+            f"{volume.name} is one of {frames} frames without a place each, or of several volumes in one file, to "
+            f"which no DICOM segmentation can refer; {OTHERWISE}"
+        )
+    return places
 
 
 def _complete(headers: list[pydicom.Dataset]) -> None:
