@@ -139,8 +139,8 @@ def _segment_study(
         for volume, frame_outputs in _frames(path, outputs, options)
         if not (options.resume and is_done(frame_outputs, segmenter, request, source))
     ]
-    for _, frame_outputs in frames:
-        check_outputs(request, frame_outputs, options.overwrite, inputs)
+    for volume, frame_outputs in frames:
+        check_outputs(request, frame_outputs, options.overwrite, [*inputs, *volume.sources])
     for volume, frame_outputs in frames:
         with progress_bar("encoding", 1) as update:
             report = segment_study(
@@ -254,7 +254,13 @@ def _parser() -> argparse.ArgumentParser:
     what = "a scan, a folder or ZIP file with a DICOM series, a folder of studies, or a series on a DICOMweb server"
     add("input", type=_place, nargs="+", help=what)
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
-    add("-o", "--output", type=_path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
+    add(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        help=f"file ({', '.join(SUFFIXES)}), or a folder for many; .dcm is a DICOM segmentation, for DICOM scans",
+    )
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
     add("--base", type=_word, help="name or folder of a base (default: the adapter's own, or mini)")
     add("--plane", type=_word, help=f"{', '.join(PLANES)} (default: the adapter's)")

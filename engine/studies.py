@@ -186,7 +186,7 @@ def segment_study(
         seconds.append(time.perf_counter() - started)
     masks = clean_masks(results, request)
     segments = [
-        Segment(result.prompt, mask, color, _tags(segmenter, result))
+        Segment(result.prompt, mask, color, _tags(segmenter, result), segmenter.algorithm)
         for result, mask, color in zip(results, masks, segment_colors(request.prompts), strict=True)
     ]
     report = _report(segmenter, request, results, masks, seconds, source)
