@@ -1,8 +1,10 @@
 """What the tests share: a tiny but real CLIPSeg, adapters for it, and the shared data where it is there."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from transformers import CLIPSegConfig
 
 from engine import bases
@@ -212,6 +216,40 @@ def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius
     return np.linalg.norm(grid - np.array(center), axis=-1) <= radius
 
 
+def write_series(
+    folder, positions=(0, 2, 4, 6), uid=None, number=1, description="Thorax", pixels=None, **attributes
+):
+    """Write slices whose voxels are their position in mm, or `pixels` (slices, rows, columns) int16; their names
+    come in another order.
+
+    Args:
+        attributes: set in every slice; a list for a name that begins with "Image" has one value for each slice.
+    """
+    uid = uid or generate_uid()
+    for index, position in enumerate(positions):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.SeriesNumber, slice_.SeriesDescription = uid, number, description
+        slice_.StudyInstanceUID, slice_.Modality, slice_.PatientName = uid, "CT", "Secret^Name"
+        slice_.Rows, slice_.Columns, slice_.PixelSpacing = 6, 5, [0.5, 0.25]
+        slice_.ImagePositionPatient = [10, 20, position]
+        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.RescaleSlope, slice_.RescaleIntercept = 2, -1000
+        slice_.WindowCenter, slice_.WindowWidth = [40, 300], [400, 1500]
+        for key, value in attributes.items():
+            setattr(slice_, key, value[index] if isinstance(value, list) and key.startswith("Image") else value)
+        plane = np.full((6, 5), round(position), np.int16) if pixels is None else pixels[index].astype(np.int16)
+        slice_.Rows, slice_.Columns, slice_.PixelData = *plane.shape, plane.tobytes()
+        name = hashlib.sha256(repr((uid, index, position, attributes)).encode()).hexdigest()[:8]
+        slice_.save_as(folder / f"{name}.dcm", enforce_file_format=True)
+    return uid
+
+
 def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
     """Run a command's main in this process, as a shell would; return exit code, output and errors."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -222,6 +260,19 @@ def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
         code = end.code
     printed = capsys.readouterr()
     return code, printed.out, printed.err
+
+
+@contextmanager
+def small_disk(folder, size: str):
+    """A file system of a few bytes in memory."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def files(folder: Path) -> set[str]:

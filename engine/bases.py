@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
-from engine.files import sha256_of, write_text
+from engine.files import read_json, sha256_of, write_text
 from engine.model.towers import new_clip
 from engine.places import user_models
 from engine.vocabulary import clip_tokenizer
@@ -311,7 +311,7 @@ def _with_card(base: Base) -> Base:
 
 def _read_json(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.bases import Base, is_base, model_folders
 from engine.errors import UserError
-from engine.files import sha256_of, write_text
+from engine.files import read_json, sha256_of, write_text
 from engine.imaging.planes import CHANNELS, SLICE
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS, build_model
@@ -22,8 +22,11 @@ from engine.tables import FIGURES, markdown_table, with_interval
 from engine.weights import write_tensors
 
 SCHEMA_VERSION = 1
+NEXT_WEIGHTS = ".next.safetensors"  # in a bundle while it is saved
 WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
 UNKNOWN = "not stated"
+REASON_SHOWN = 200  # signs of what a library says
+LEAST_BYTES = 64  # that a hidden unit takes in a file of weights: a row and a column of at least 16 halves
 QUESTIONS = {"plain": "plain class prompt", "random": "random prompts", "wrong": "absent prompts"}
 
 
@@ -74,19 +77,28 @@ class AdapterCard:
 
 
 def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterCard:
-    """Write a bundle with the trained part of a net; return its card with the checksum filled in."""
+    """Write a bundle with the trained part of a net; return its card with the checksum filled in.
+
+    A process that is killed meanwhile leaves the bundle before, or the new one (see `weights_of`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, trained.state_dict())
+    write_tensors(folder / NEXT_WEIGHTS, trained.state_dict())
+    card = replace(card, sha256=sha256_of(folder / NEXT_WEIGHTS))
     (folder / PICTURE).unlink(missing_ok=True)  # it would show what other weights made
-    card = replace(card, sha256=sha256_of(folder / WEIGHTS))
+    _write_card(folder, card)  # from here on the bundle is the new one
+    (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
     write_card(folder, card)
     return card
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
     """Write `card.json` and `README.md` of a bundle whose weights, and picture if it has one, are there."""
-    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+    _write_card(folder, card)
     write_text(folder / README, card_for_people(card, (folder / PICTURE).is_file()))
+
+
+def _write_card(folder: Path, card: AdapterCard) -> None:
+    write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
 
 
 def measured(data_set: str, kind: str) -> str:
@@ -126,7 +138,7 @@ def read_card(folder: Path) -> AdapterCard:
     """
     path = folder / CARD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); get the adapter again") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
@@ -140,8 +152,10 @@ def read_card(folder: Path) -> AdapterCard:
         raise UserError(f"{path} has wrong or unknown entries: {', '.join(wrong + unknown)}; get the adapter again")
     try:
         card = AdapterCard(**values)
-    except TypeError as error:
-        raise UserError(f"{path} is incomplete ({error}); get the adapter again") from error
+        card_for_people(card)  # its figures are numbers, and its prompts words
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:REASON_SHOWN]
+        raise UserError(f"{path} is incomplete or wrong ({reason}); get the adapter again") from error
     if not (0 < card.threshold < 1 and 0 <= card.presence_threshold <= 1):
         raise UserError(f"{path} has a threshold that is no probability; get the adapter again")
     if card.channels not in CHANNELS:
@@ -163,20 +177,33 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
     if folder is None:
         return CLIPSeg(base.load_network()).eval()
     check_base(card, base)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing; get the adapter again")
-    if sha256_of(path) != card.sha256:
-        raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
+    path = weights_of(folder, card)
     if card.method not in METHODS:
         raise UserError(f"the adapter '{card.name}' is a '{card.method}'; this engine knows {', '.join(METHODS)}")
+    if card.hidden_size * LEAST_BYTES > path.stat().st_size:
+        raise UserError(f"{path} is too small for the width {card.hidden_size} of its card; get the adapter again")
     try:
         model = build_model(card.method, base.load_network(), card.placement, card.hidden_size)
         model.trained.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:REASON_SHOWN]
         raise UserError(f"{path} does not fit its card ({reason}); get the adapter again") from error
     return model.eval()
+
+
+def weights_of(folder: Path, card: AdapterCard) -> Path:
+    """Return the file with the weights that a card describes: where a save was cut off, its next ones.
+
+    Raises:
+        UserError: they are missing or others.
+    """
+    path, following = folder / WEIGHTS, folder / NEXT_WEIGHTS
+    for candidate in (path, following):
+        if candidate.is_file() and sha256_of(candidate) == card.sha256:
+            return candidate
+    if not path.is_file():
+        raise UserError(f"{path} is missing; get the adapter again")
+    raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
 
 
 def check_base(card: AdapterCard, base: Base) -> None:

@@ -3,15 +3,24 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+TEMPORARY = ".writing-"
+_looked_through: set[Path] = set()
 LONGEST_NAME_BYTES = 220  # most file systems take 255; the name of the temporary file beside is longer
 
 
@@ -40,32 +49,70 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffixes, to be written by the caller.
 
     On success the temporary file is flushed to disk and renamed over `path`; on any exception it is
-    removed and `path` stays as it was.
+    removed and `path` stays as it was. Until then nobody but the user can read it. What a process that was
+    killed left in the folder is removed.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=f"-{path.name}")
-        os.close(descriptor)
+        _remove_left(path.parent)
+        temporary, lock = _new_beside(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
     try:
         yield temporary
         _flush_to_disk(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(path.stat().st_mode & 0o777 if path.is_file() else 0o666 & ~UMASK)
+        _unlock(lock)  # Windows does not rename a file that is open
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _unlock(lock)
+        with suppress(OSError):  # the folder may be gone, or read-only by now
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    """Yield a new folder in `parent` that nobody else can read; it is removed in the end.
+
+    Raises:
+        OSError: the disk is full or `parent` cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name:
+        lock = [os.open(name, os.O_RDONLY)] if fcntl else []
+        try:
+            _try_lock(*lock)
+            yield Path(name)
+        finally:
+            _unlock(lock)
+
+
+def left_folders(prefix: str, parent: Path) -> list[Path]:
+    """Return the folders of `private_folder` whose process was killed; none where that cannot be known."""
+    folders = [path for path in parent.glob(f"{prefix}*") if path.is_dir() and not path.is_symlink()]
+    return [path for path in folders if fcntl and _is_left(path)]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path` in one step (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds in JSON.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, no UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_csv(path: Path, rows: Sequence) -> None:
@@ -91,7 +138,58 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _new_beside(path: Path) -> tuple[Path, list[int]]:
+    """Return a new temporary file, and the descriptor that keeps others from removing it while this process lives:
+    by a lock, or in Windows by being open."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=f"-{path.name}")
+        _try_lock(descriptor)
+        if not fcntl or os.fstat(descriptor).st_nlink:  # else another process took it for one that was left
+            return Path(name), [descriptor]
+        os.close(descriptor)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed, once for each folder."""
+    if folder in _looked_through:
+        return
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if not fcntl or _is_left(path):
+                path.unlink()
+    _looked_through.add(folder)
+
+
+def _is_left(path: Path) -> bool:
+    """Return whether no process holds the lock of a temporary file or folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(*descriptors: int) -> bool:
+    try:
+        for descriptor in descriptors if fcntl else ():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _unlock(lock: list[int]) -> None:
+    while lock:
+        os.close(lock.pop())
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+UMASK = _umask()  # asked once, before there are threads: to ask is to change it for a moment

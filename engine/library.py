@@ -4,15 +4,15 @@ They are installed into `user_models()`, the user's own folder, which is looked 
 shipped ones are never written.
 """
 
-import stat
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from engine.archives import DAMAGE, problem_of
 from engine.bases import SHIPPED_MODELS, is_base, local_base_names, open_base, user_models
 from engine.bundle import (
     CARD,
@@ -24,15 +24,17 @@ from engine.bundle import (
     check_bundle_folder,
     find_adapter,
     read_card,
+    weights_of,
 )
 from engine.errors import UserError
-from engine.files import sha256_of
+from engine.files import left_folders, private_folder
 from engine.model.methods import METHODS
 
 MIB = 1 << 20
 LARGEST_BYTES = {WEIGHTS: 4096 * MIB, CARD: MIB, README: MIB}  # the largest method, `cris`, takes 560 MiB
 MOST_ENTRIES = 10_000  # of a zip file
 BLOCK_BYTES = MIB
+INSTALLING, REMOVING, BEFORE = ".installing-", ".removing-", "before"  # folders while work goes on in them
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Installation:
 
 def list_adapters() -> list[Entry]:
     """Return all adapters of the model folders by name, damaged ones too."""
+    _clear_left(user_models())
     entries = []
     for name in adapter_names():
         card, problem, folder = None, "", _folder_of(name)
@@ -97,8 +100,9 @@ def install_adapter(
     models = user_models()
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".installing-", dir=models) as staging:
-            staged = Path(staging) / "adapter"
+        _clear_left(models)
+        with private_folder(INSTALLING, models) as staging:
+            staged = staging / "adapter"
             staged.mkdir()
             _copy(source, staged)
             card = _check_staged(staged, source)
@@ -106,7 +110,7 @@ def install_adapter(
             replaces = (target / CARD).is_file()
             check_bundle_folder(target, replace or dry_run, "add --overwrite to replace it, or choose a --name")
             if not dry_run:
-                _put(staged, target, Path(staging) / "before")
+                _put(staged, target, staging / BEFORE / target.name)
     except OSError as error:
         raise UserError(f"{source} cannot be installed into {models}: {error.strerror or error}") from error
     return Installation(target.name, target, card, replaces)
@@ -120,7 +124,7 @@ def verify_adapter(name: str) -> str:
     """
     folder = _folder_of(name)
     card = read_card(folder)
-    _check_weights(folder, card)
+    weights_of(folder, card)
     if card.base not in local_base_names():
         return f"{name}: its files are whole; its base '{card.base}' is not on this machine, so was not compared"
     check_base(card, open_base(card.base))
@@ -142,8 +146,8 @@ def remove_adapter(name: str) -> Path:
     if folder.is_symlink():
         folder.unlink()
         return folder
-    with tempfile.TemporaryDirectory(prefix=".removing-", dir=folder.parent) as aside:
-        folder.rename(Path(aside) / "adapter")  # gone at once, not file by file
+    with private_folder(REMOVING, folder.parent) as aside:
+        folder.rename(aside / "adapter")  # gone at once, not file by file
     return folder
 
 
@@ -167,7 +171,7 @@ def _check_staged(folder: Path, source: Path) -> AdapterCard:
     """Return the card of an adapter that was copied, once all of it is as the card says."""
     try:
         card = read_card(folder)
-        _check_weights(folder, card)
+        weights_of(folder, card)
     except UserError as error:  # it names a folder that nobody has seen
         raise UserError(str(error).replace(str(folder), str(source))) from error
     if card.method not in METHODS:
@@ -175,18 +179,11 @@ def _check_staged(folder: Path, source: Path) -> AdapterCard:
     return card
 
 
-def _check_weights(folder: Path, card: AdapterCard) -> None:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing; get the adapter again")
-    if sha256_of(path) != card.sha256:
-        raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
-
-
 def _put(staged: Path, target: Path, aside: Path) -> None:
     """Rename a staged adapter to where it belongs; what was there comes back if that fails."""
     there = target.exists() or target.is_symlink()
     if there:
+        aside.parent.mkdir()
         target.rename(aside)
     try:
         staged.rename(target)
@@ -194,6 +191,18 @@ def _put(staged: Path, target: Path, aside: Path) -> None:
         if there:
             aside.rename(target)
         raise
+
+
+def _clear_left(models: Path) -> None:
+    """Remove what a process that was killed left, and put back what it had only begun to replace."""
+    for staging in left_folders(INSTALLING, models):
+        with suppress(OSError):
+            for before in (staging / BEFORE).glob("*"):
+                if not (models / before.name).exists():
+                    before.rename(models / before.name)
+            shutil.rmtree(staging)
+    for aside in left_folders(REMOVING, models):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -221,7 +230,7 @@ def _opened(source: Path) -> Iterator[Callable[[str], BinaryIO]]:
         with zipfile.ZipFile(source) as archive:
             entries = _checked_entries(archive, source)
             yield lambda name: archive.open(entries[name])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{source} is no zip file, or damaged ({error}); get the adapter again") from error
 
 
@@ -240,7 +249,7 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{source} holds {len(entries)} entries; an adapter has three, so it is refused")
     for entry in entries:
-        if problem := _problem_of(entry):
+        if problem := problem_of(entry):
             raise UserError(f"{source} holds '{entry.filename}', which {problem}; it is refused")
     cards = [PurePosixPath(e.filename) for e in entries if PurePosixPath(e.filename).name == CARD]
     cards = [path for path in cards if len(path.parts) <= 2 and path.parts[0] != "__MACOSX"]
@@ -255,15 +264,3 @@ def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfil
             raise UserError(f"{name} in {source} takes more than {limit // MIB} MiB; it is no adapter")
         found[name] = same[0]
     return found
-
-
-def _problem_of(entry: zipfile.ZipInfo) -> str:
-    """Return why an entry of a zip file is not safe to unpack; nothing where it is."""
-    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
-        return "has an absolute path, or signs that no path needs"
-    if ".." in PurePosixPath(name).parts:
-        return "leads out of its folder"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or no plain file"
-    return "is encrypted" if entry.flag_bits & 1 else ""

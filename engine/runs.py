@@ -32,7 +32,7 @@ def read_plan(path: Path) -> dict:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     known = [field.name for field in fields(Plan)]
     unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else ["(no keys at all)"]
@@ -51,7 +51,7 @@ def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str, pr
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "data": str(data),
+        "data": data.resolve().name,  # a path may name a patient
         "base": base,
     }
     write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")

@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from rich.table import Table
 from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
+from engine.files import check_output, write_csv
+from engine.imaging import dicomweb
 from engine.imaging.intensity import CHOICES as WINDOWS
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
@@ -30,16 +34,35 @@ from engine.studies import (
     segment_study,
 )
 
+SUMMARY = "summary.csv"  # in an output folder: how each study ended
 BESIDE = Path()  # an option that was given without a file name
+
+
+@dataclass(frozen=True)
+class End:
+    """How a study of many ended: "done", now or in an earlier run, or "failed" for a reason."""
+
+    study: str
+    state: str
+    reason: str
 
 
 def main() -> None:
     options = _parser().parse_args()
+    request = _request(options)
+    check_request(request)
+    with ExitStack() as stack:
+        options.input = [
+            stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
+            for place in options.input
+        ]
+        _segment(request, options)
+
+
+def _segment(request: Request, options: argparse.Namespace) -> None:
     for path in options.input:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    request = _request(options)
-    check_request(request)
     if options.output.is_dir():
         _segment_many(request, options)
     elif len(options.input) > 1:
@@ -76,20 +99,26 @@ def _segment_many(request: Request, options: argparse.Namespace) -> None:
     studies = _named_studies(options.input)
     outputs = {name: _outputs_in(options, name) for name in studies}
     check_apart(request, outputs.values())
+    summary = options.output / SUMMARY
+    check_output(summary, options.overwrite or options.resume)
     segmenter = _segmenter(options)
-    failed = 0
+    ends: list[End] = []
     for number, (name, path) in enumerate(studies.items(), start=1):
         print(f"{number} / {len(studies)} {name}")
+        reason = ""
         try:
             _segment_study(segmenter, request, path, outputs[name], studies.values(), options)
         except UserError as error:
-            failed += 1
-            print(f"failed: {error}", file=sys.stderr)
+            reason = str(error)
         except Exception as error:  # whatever is wrong with one study, the others are still wanted
-            failed += 1
-            print(f"failed: {path} gave an unexpected {type(error).__name__}: {error}", file=sys.stderr)
+            reason = f"{path} gave an unexpected {type(error).__name__}: {error}"
+        if reason:
+            print(f"failed: {reason}", file=sys.stderr)
+        ends.append(End(name, "failed" if reason else "done", " ".join(reason.split())))
+    write_csv(summary, ends)
+    failed = sum(end.state == "failed" for end in ends)
     if failed:
-        raise UserError(f"{failed} of {len(studies)} studies failed; the others are in {options.output}")
+        raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
 
 
 def _segment_study(
@@ -101,7 +130,7 @@ def _segment_study(
     options: argparse.Namespace,
 ) -> None:
     """Segment one study, or each frame of it, unless --resume finds it done."""
-    source = fingerprint(path, options.series, options.frame)
+    source = fingerprint(path, options.series, options.frame, options.resample)
     if options.resume and is_done(outputs, segmenter, request, source):
         print("done before")
         return
@@ -110,8 +139,8 @@ def _segment_study(
         for volume, frame_outputs in _frames(path, outputs, options)
         if not (options.resume and is_done(frame_outputs, segmenter, request, source))
     ]
-    for _, frame_outputs in frames:
-        check_outputs(request, frame_outputs, options.overwrite, inputs)
+    for volume, frame_outputs in frames:
+        check_outputs(request, frame_outputs, options.overwrite, [*inputs, *volume.sources])
     for volume, frame_outputs in frames:
         with progress_bar("encoding", 1) as update:
             report = segment_study(
@@ -138,10 +167,10 @@ def _print_report(report: dict) -> None:
 def _frames(path: Path, outputs: Outputs, options: argparse.Namespace) -> list[tuple[Volume, Outputs]]:
     """Return the volume that is meant with its outputs; for --frame all each frame with numbered outputs."""
     if options.frame != "all":
-        return [(read_volume(path, options.series, options.frame), outputs)]
+        return [(read_volume(path, options.series, options.frame, options.resample), outputs)]
     return [
         (volume, Outputs(**{key: _numbered(name, number) for key, name in vars(outputs).items()}))
-        for number, volume in enumerate(read_frames(path, options.series))
+        for number, volume in enumerate(read_frames(path, options.series, options.resample))
     ]
 
 
@@ -199,6 +228,10 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
+def _place(text: str) -> Path | str:
+    return text if dicomweb.is_address(text) else _path(text)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty file name")
@@ -218,19 +251,27 @@ def _frame(text: str) -> int | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
     add = parser.add_argument
-    add("input", type=_path, nargs="+", help="a scan, a folder with a DICOM series, or a folder of studies")
+    what = "a scan, a folder or ZIP file with a DICOM series, a folder of studies, or a series on a DICOMweb server"
+    add("input", type=_place, nargs="+", help=what)
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
-    add("-o", "--output", type=_path, required=True, help=f"file ({', '.join(SUFFIXES)}), or a folder for many")
+    add(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        help=f"file ({', '.join(SUFFIXES)}), or a folder for many; .dcm is a DICOM segmentation, for DICOM scans",
+    )
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
     add("--base", type=_word, help="name or folder of a base (default: the adapter's own, or mini)")
     add("--plane", type=_word, help=f"{', '.join(PLANES)} (default: the adapter's)")
-    add("--window", type=_word, help=f"{', '.join(WINDOWS)} (default: the adapter's)")
+    add("--window", type=_word, help=f"{', '.join(WINDOWS)} (default: the adapter's; auto: soft-tissue for CT)")
     add("--threshold", type=float, help="of the probability, 0 to 1 (default: the adapter's)")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
     add("--series", type=_word, help="which DICOM series: number, UID or a part of its description")
-    add("--frame", type=_frame, help="which frame of a 4-D file, from 0, or all")
+    add("--frame", type=_frame, help="which frame of a 4-D file or volume of a DICOM series, from 0, or all")
+    add("--resample", action="store_true", help="put uneven or tilted DICOM slices onto a regular grid")
     add("--keep-largest", action="store_true", help="keep the largest part of each segment")
     add("--fill-holes", action="store_true", help="fill what a segment encloses")
     add("--min-volume-ml", type=float, default=0.0, help="drop parts that are smaller")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import __version__
 from engine.bases import open_base
 from engine.bundle import AdapterCard, find_adapter, load_model, read_card
 from engine.cache import EncodingCache, volume_key
@@ -22,6 +23,7 @@ from engine.devices import choose_batch_size, choose_device, choose_dtype, in_ba
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, is_empty_air
 from engine.imaging.planes import SLICE, check_channels, orient, resolve_planes, restore, take_slices
+from engine.imaging.segments import Algorithm
 from engine.imaging.volume import Volume
 from engine.pixels import to_pixel_values, to_slice_size
 from engine.prompts import check_lengths, check_prompts, encode_prompts
@@ -129,6 +131,12 @@ class Segmenter:
     def presence_threshold(self) -> float:
         """The presence below which a prompt counts as not found: the adapter's own, or the base's without one."""
         return (self.card or self.base).presence_threshold
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What finds the segments: the adapter, or the base without one."""
+        model = self.card or self.base
+        return Algorithm(model.name, f"{__version__} {model.sha256[:12]}", model.sha256)
 
     def set_volume(
         self,

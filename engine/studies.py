@@ -16,7 +16,7 @@ import numpy as np
 
 from engine import __version__
 from engine.errors import UserError
-from engine.files import check_output, write_text
+from engine.files import check_output, read_json, sha256_of, write_text
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.segments import Segment, drop_small, fill_holes, keep_largest, most_probable, segment_colors
 from engine.imaging.volume import Volume
@@ -133,11 +133,13 @@ def check_apart(request: Request, studies: Iterable[Outputs]) -> None:
         seen.add(path)
 
 
-def fingerprint(path: Path, series: str | None = None, frame: int | str | None = None) -> str:
+def fingerprint(
+    path: Path, series: str | None = None, frame: int | str | None = None, resample: bool = False
+) -> str:
     """Return a hash that tells whether an input is still the same: names, sizes and times of its files, and what
     is meant in them. It keeps no name, which might be a patient's."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256(repr((series, frame)).encode())
+    digest = hashlib.sha256(repr((series, frame, *(["resample"] if resample else []))).encode())
     for file in files:
         status = file.stat()
         digest.update(os.fsencode(file.name) + f"{status.st_size} {status.st_mtime_ns}".encode())
@@ -184,7 +186,7 @@ def segment_study(
         seconds.append(time.perf_counter() - started)
     masks = clean_masks(results, request)
     segments = [
-        Segment(result.prompt, mask, color, _tags(segmenter, result))
+        Segment(result.prompt, mask, color, _tags(segmenter, result), segmenter.algorithm)
         for result, mask, color in zip(results, masks, segment_colors(request.prompts), strict=True)
     ]
     report = _report(segmenter, request, results, masks, seconds, source)
@@ -209,9 +211,9 @@ def clean_masks(results: list[Result], request: Request) -> list[np.ndarray]:
 def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
     """Return whether all outputs were written before, from the same input, with the same request and models."""
     try:
-        report = json.loads(outputs.report.read_text(encoding="utf-8"))
-        written = all(path.is_file() for path in outputs.paths(request.prompts))
-        return written and report["made_by"] == _made_by(segmenter, request, source)
+        report = read_json(outputs.report)
+        made_by, hashes = report["made_by"], report["outputs_sha256"]
+        return made_by == _made_by(segmenter, request, source) and hashes == _hashes(outputs, request)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -219,8 +221,6 @@ def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: st
 def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
     """Write everything, the report last: where it is, the study is complete."""
     volume = segmenter.volume
-    if outputs.report:
-        outputs.report.unlink(missing_ok=True)  # an old one must not vouch for what is written now
     write_segments(outputs.segments, segments, volume)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)
@@ -230,7 +230,13 @@ def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: di
         captions = [describe(row) for row in report["results"]]
         write_preview(outputs.preview, volume, segments, captions, segmenter.intensity_range)
     if outputs.report:
+        report["outputs_sha256"] = _hashes(outputs, request)
         write_text(outputs.report, json.dumps(report, indent=1) + "\n")
+
+
+def _hashes(outputs: Outputs, request: Request) -> list[str]:
+    """Return the SHA-256 of all outputs but the report, which vouches for no others; it keeps no names."""
+    return [sha256_of(path) for path in outputs.paths(request.prompts) if path != outputs.report]
 
 
 def describe(row: dict) -> str:
@@ -258,7 +264,6 @@ def _report(
     ]
     return {
         "study": {
-            "name": volume.name,
             "modality": volume.modality,
             "size": list(volume.shape[::-1]),
             "spacing_mm": list(volume.spacing_mm),

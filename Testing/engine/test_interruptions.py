@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ROOT, files, run_command
+from conftest import ROOT, files, run_command, small_disk
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -70,19 +69,6 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on_from_the_last_whole_checkp
     assert code == 0, errors
     whole, resumed = adapter_of(tmp_path / "whole"), adapter_of(parts)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-
-@contextmanager
-def small_disk(folder, size: str):
-    """A file system of a few bytes in memory."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")

@@ -10,8 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from conftest import write_series
 
 from engine.errors import UserError
 from engine.imaging.dicom import list_series
@@ -187,31 +186,6 @@ def test_an_invalid_volume_cannot_be_built(change):
 # DICOM
 
 
-def write_series(folder, positions=(0, 2, 4, 6), uid=None, number=1, description="Thorax", **attributes):
-    """Write slices whose voxels are their position in mm, with file names in another order."""
-    uid = uid or generate_uid()
-    for index, position in enumerate(positions):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.SeriesInstanceUID, slice_.SeriesNumber, slice_.SeriesDescription = uid, number, description
-        slice_.StudyInstanceUID, slice_.Modality, slice_.PatientName = uid, "CT", "Secret^Name"
-        slice_.Rows, slice_.Columns, slice_.PixelSpacing = 6, 5, [0.5, 0.25]
-        slice_.ImagePositionPatient = [10, 20, position]
-        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.RescaleSlope, slice_.RescaleIntercept = 2, -1000
-        slice_.WindowCenter, slice_.WindowWidth = [40, 300], [400, 1500]
-        for key, value in attributes.items():
-            setattr(slice_, key, value[index] if isinstance(value, list) and key.startswith("Image") else value)
-        slice_.PixelData = np.full((6, 5), round(position), np.int16).tobytes()
-        slice_.save_as(folder / f"{hash((uid, index, position)) % 10**6}.dcm", enforce_file_format=True)
-    return uid
-
-
 def test_a_series_is_sorted_by_position_and_rescaled_once(tmp_path):
     write_series(tmp_path, (4, 0, 6, 2))
     volume = read_volume(tmp_path)
@@ -249,11 +223,13 @@ def test_a_tilted_gantry_is_refused(tmp_path):
         read_volume(tmp_path)
 
 
-def test_mixed_orientations_are_refused(tmp_path):
+def test_mixed_orientations_are_listed_and_chosen(tmp_path):
     across, along = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
     write_series(tmp_path, (0, 2, 4), ImageOrientationPatient=[across, across, along])
-    with pytest.raises(UserError, match="different orientations"):
+    listed = r"0: axial 5×6 of 0\.25×0\.5 mm, 2 slices; 1: coronal 5×6 .*, 1 slice\); choose one with --frame 0 … 1"
+    with pytest.raises(UserError, match=listed):
         read_volume(tmp_path)
+    assert [read_volume(tmp_path, frame=frame).shape[0] for frame in (0, 1)] == [2, 1]
 
 
 def test_no_message_and_no_name_carries_the_patients_name(tmp_path):
@@ -261,13 +237,6 @@ def test_no_message_and_no_name_carries_the_patients_name(tmp_path):
     with pytest.raises(UserError) as error:
         read_volume(tmp_path)
     assert "Secret" not in str(error.value)
-
-
-def test_monochrome1_is_inverted(tmp_path):
-    write_series(tmp_path, (0, 2, 4), PhotometricInterpretation="MONOCHROME1")
-    volume = read_volume(tmp_path)
-    assert volume.voxels[0, 0, 0] > volume.voxels[-1, 0, 0]
-    assert volume.window is None
 
 
 def test_a_single_file_is_a_volume_of_one_slice(tmp_path):
@@ -379,10 +348,10 @@ def test_a_series_without_a_valid_place_is_refused(tmp_path, attributes, message
         read_volume(tmp_path)
 
 
-def test_slices_of_different_pixels_are_refused(tmp_path):
+def test_slices_of_different_pixels_are_two_volumes(tmp_path):
     write_series(tmp_path, (0, 2), uid="1.2.3")
     write_series(tmp_path, (4, 6), uid="1.2.3", PixelSpacing=[0.5, 0.5])
-    with pytest.raises(UserError, match="different spacings"):
+    with pytest.raises(UserError, match=r"2 volumes in a series .*0\.25×0\.5 mm, 2 slices.*0\.5×0\.5 mm, 2 slices"):
         read_volume(tmp_path)
 
 

@@ -1,12 +1,15 @@
 """The server, asked by hand: tokens, limits, paths, hostile clients, and what it holds."""
 
 import base64
+import hmac
 import http.client
 import json
 import os
 import select
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -111,6 +114,15 @@ def test_nothing_is_answered_without_the_token(server, method, path, token):
     assert status == 401 and "token" in answer["detail"]
 
 
+def test_a_token_that_is_almost_right_is_wrong_and_takes_as_long_to_compare(voxels, monkeypatch):
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr("hmac.compare_digest", lambda *tokens: compared.append(tokens) or compare(*tokens))
+    almost = [TOKEN[:-1], f"{TOKEN}x", TOKEN.upper(), TOKEN[:-1] + "S"]
+    with quick_server() as served:
+        assert [ask(served, "GET", "/health", token=token)[0] for token in (*almost, TOKEN)] == [401] * 4 + [200]
+    assert [given.decode() for given, _ in compared] == [*almost, TOKEN]  # each as a whole
+
+
 def test_the_page_of_the_routes_takes_the_token_as_a_password_and_loads_nothing(server):
     basic = "Basic " + base64.b64encode(f"me:{server.token}".encode()).decode()
     status, page = ask(server, "GET", "/docs", Authorization=basic)
@@ -162,6 +174,7 @@ def test_a_job_says_how_far_it_is_and_what_it_found(server, held, voxels):
         ({"spacing_mm": [1, 1, 10**400]}, 400, "3 numbers"),
         ({"direction": [0] * 9}, 400, "inverted"),
         ({"origin_mm": "here"}, 400, "3 numbers"),
+        ({"dtype": "\ud800"}, 400, "cannot be sent"),
         ({"name": "Doe"}, 400, "does not describe"),
     ],
 )
@@ -295,6 +308,78 @@ def test_a_hundred_hostile_clients_do_not_stop_it_from_serving_the_honest_one(se
     finally:
         for connection in hostile:
             connection.close()
+
+
+def answer_to(server, request: bytes) -> bytes:
+    """Return what comes back for raw bytes before the server hangs up."""
+    address, answer = urlsplit(server.url), b""
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        try:
+            connection.sendall(request)
+            while block := connection.recv(1 << 16):
+                answer += block
+        except ConnectionError:
+            pass
+    return answer
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/../../etc/passwd",
+        "/volumes/../../../etc/passwd",
+        "/volumes/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "//etc/passwd",
+        "/docs/..%00/",
+        "http://elsewhere.invalid/etc/passwd",
+        "/jobs/" + "0" * 32 + "/results/..%2f0/mask",
+        "/" + "x" * 100_000,
+    ],
+)
+def test_no_path_in_a_request_leads_to_a_file(server, target):
+    head = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {server.token}\r\n\r\n"
+    answer = answer_to(server, head.encode())
+    assert answer.split()[1:2] in ([b"404"], [b"405"], [b"422"], [b"400"]) and b"root:" not in answer
+    assert ask(server, "GET", "/health")[0] == 200
+
+
+def test_headers_without_an_end_are_cut_off(server):
+    answer = answer_to(server, b"GET /health HTTP/1.1\r\n" + b"X: " + b"x" * (4 << 20))
+    assert not answer or answer.split()[1] == b"400"
+    assert ask(server, "GET", "/health")[0] == 200
+
+
+def test_a_hundred_clients_at_once_each_get_their_own_answer(server):
+    with ThreadPoolExecutor(100) as clients:
+        tokens = [server.token if number % 2 else "wrong" for number in range(100)]
+        answers = list(clients.map(lambda token: ask(server, "GET", "/health", token=token)[0], tokens))
+    assert answers == [401, 200] * 50
+
+
+def test_a_client_that_does_not_take_its_answer_is_given_up(served_models, monkeypatch):
+    monkeypatch.setenv("VLSM_MODELS", str(served_models))
+    large = np.random.default_rng(0).integers(0, 255, (64, 512, 512), dtype=np.uint8)
+    path, body, headers = volume_request(large)
+    with quick_server(step_seconds=0.5, batch_size="32") as served:
+        assert ask(served, "PUT", path, body, **headers)[0] == 200
+        job = {"volume": path.rpartition("/")[2], "prompts": ["brain"], "adapter": "ball"}
+        last = json.loads(ask(served, "POST", "/jobs", job)[1].splitlines()[-1])
+        address = urlsplit(served.url)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(20)
+            connection.connect((address.hostname, address.port))
+            lines = [f"GET /jobs/{last['job']}/results/0/probability HTTP/1.1", "Host: x"]
+            connection.sendall("\r\n".join([*lines, f"Authorization: Bearer {TOKEN}", "", ""]).encode())
+            time.sleep(1.5)  # three times what a step may take
+            received = 0
+            try:
+                while block := connection.recv(1 << 16):
+                    received += len(block)
+            except ConnectionError:
+                pass
+        assert received < large.size
+        assert ask(served, "GET", "/health")[0] == 200
 
 
 def test_files_are_read_where_that_is_allowed(server, allowed_folder, voxels):

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.data.annotations import held_out
-from engine.data.descriptions import read_json
+from engine.data.descriptions import path_inside, read_json
 from engine.data.volumes import Study
 from engine.errors import UserError
 from engine.imaging.labels import read_label_map
@@ -34,7 +34,7 @@ def find_studies(folder: Path, split: str) -> tuple[list[Study], list[str]]:
 
 
 def _study(folder: Path, row: dict, values: dict[str, list[int]]) -> Study:
-    image, labels = folder / row["image"], folder / row["label"]
+    image, labels = path_inside(folder, row["image"]), path_inside(folder, row["label"])
     patient = None if "patient" not in row else str(row["patient"])
     return Study(image.name, image, labels, partial(read_label_map, labels, values), patient)
 
@@ -54,7 +54,7 @@ def _rows_of_split(description: dict, split: str) -> list[dict]:
 def _rows_of_folders(folder: Path, description: dict) -> dict[str, list[dict]]:
     """nnU-Net's volumes: `imagesTr/NAME_0000.nii.gz` with `labelsTr/NAME.nii.gz`."""
     ending = description.get("file_ending")
-    if not ending:
+    if not isinstance(ending, str) or not ending.startswith(".") or "/" in ending:
         raise UserError(
             f"{folder / DESCRIPTION} names no volumes: it has neither 'training' (Decathlon) nor 'file_ending' "
             "(nnU-Net)"
@@ -79,6 +79,8 @@ def _label_values(labels: dict) -> dict[str, list[int]]:
     for key, value in labels.items():
         name, numbers = (value, [int(key)]) if key.isdigit() else (key, value)
         numbers = numbers if isinstance(numbers, list) else [int(numbers)]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"the label {key[:40]} has no name")
         if numbers != [0]:
-            values[name] = numbers
+            values[name] = [int(number) for number in numbers]
     return values

@@ -1,15 +1,16 @@
 """The files that describe a data set: JSON, and `prompts.yaml` with the wordings of its labels."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from engine import files
 from engine.errors import UserError
 
 PROMPTS_FILE = "prompts.yaml"
+LONGEST_NAME_BYTES = 255
 
 
 def read_json(path: Path) -> Any:
@@ -17,11 +18,27 @@ def read_json(path: Path) -> Any:
     UserError: the file is missing or not valid.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def path_inside(folder: Path, name: object) -> Path:
+    """Return the path of a file that a description names.
+
+    Raises:
+        ValueError: it is no name of a file in the folder or below it.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError("a name that is no text")
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or "\0" in name or not parts:
+        raise ValueError(f"'{name}' is no file in its folder")
+    if max(len(part.encode()) for part in parts) > LONGEST_NAME_BYTES:
+        raise ValueError(f"'{name[:40]}…' is too long for a name")
+    return folder / name
 
 
 def read_wordings(folder: Path, labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -38,7 +55,7 @@ def read_wordings(folder: Path, labels: Iterable[str]) -> dict[str, tuple[str, .
         return wordings
     try:
         chosen = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); mend it") from error
     if not isinstance(chosen, dict):
         raise UserError(f"{path} holds no labels; write lines such as 'liver: [liver, the liver]'")

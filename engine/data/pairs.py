@@ -84,6 +84,10 @@ def _stem(path: Path) -> str:
     return path.name[: -len(image_suffix(path))]
 
 
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _chosen_splits(path: Path, studies: list[Study]) -> dict[str, str]:
     """Return study -> split.
 
@@ -91,7 +95,7 @@ def _chosen_splits(path: Path, studies: list[Study]) -> dict[str, str]:
         UserError: an unknown split or name, a study that is named twice, or one that is not named.
     """
     listed = read_json(path)
-    if not isinstance(listed, dict) or not all(isinstance(names, list) for names in listed.values()):
+    if not isinstance(listed, dict) or not all(map(_is_list_of_names, listed.values())):
         raise UserError(
             f'{path} is no table of splits; write {{"train": [names], "val": [names], "test": [names]}}'
         )

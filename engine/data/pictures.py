@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.annotations import Annotation, Case, DataSet, Truth
-from engine.data.descriptions import read_json
+from engine.data.descriptions import path_inside, read_json
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, to_unit
 from engine.imaging.reading import read_volume
@@ -26,10 +26,11 @@ class PictureSet(DataSet):
         self._sizes: dict[str, tuple[int, int]] = {}
         path = folder / "anns" / f"{split}.json"
         try:
-            rows = [row for row in read_json(path) if folder / "images" / row["img_name"] not in left_out]
+            images = folder / "images"
+            rows = [row for row in read_json(path) if path_inside(images, row["img_name"]) not in left_out]
             self.annotations = sorted(map(_annotation, rows), key=lambda annotation: annotation.case)
             self.patients = {row["img_name"]: str(row["patient"]) for row in rows if "patient" in row}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path} has a row without a name, a mask or a prompt ({error}); mend it") from error
         self._by_case: dict[str, list[Annotation]] = defaultdict(list)
         for annotation in self.annotations:
@@ -113,8 +114,9 @@ def _annotation(row: dict) -> Annotation:
     wordings = [value for key, value in sorted(row["prompts"].items()) if key != "p0"]
     prompts = tuple((words,) if isinstance(words, str) else tuple(words) for words in wordings)
     prompts = tuple(words for words in prompts if words)
-    if not prompts:
+    if not prompts or not all(isinstance(word, str) for words in prompts for word in words):
         raise KeyError("prompts")
+    path_inside(Path(), row["mask_name"])
     return Annotation(row["img_name"], row["img_name"], row["mask_name"], prompts)
 
 

@@ -117,6 +117,8 @@ def shared_images(sets: dict[str, DataSet]) -> dict[str, list[Overlap]]:
 
 def _hash(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file, though a split names it")
         return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}), though a split names it") from error

@@ -1,39 +1,70 @@
-"""DICOM series: found by their UIDs, sorted by position, checked, and read as volumes."""
+"""DICOM series: found by their UIDs in files and folders, and read as volumes."""
 
+import filecmp
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage, SegmentationStorage
 
 from engine.errors import UserError
-from engine.imaging.volume import Volume, volume_from_image
+from engine.imaging.dicom_files import UNREADABLE, read_header
+from engine.imaging.dicom_pixels import (
+    check_size,
+    declared_bytes,
+    is_turned_round,
+    read_values,
+    storable_range,
+)
+from engine.imaging.dicom_slices import Slice, put, slices_of
+from engine.imaging.dicom_stacks import TELLING, Stack, separate
+from engine.imaging.resampling import resampled
+from engine.imaging.volume import Volume
 
 HEADER_TAGS = (
+    "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "SeriesDescription",
     "SeriesNumber",
+    "InstanceNumber",
     "Modality",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
     "Rows",
     "Columns",
     "NumberOfFrames",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",
+    "ModalityLUTSequence",
+    "DoseGridScaling",
     "WindowCenter",
     "WindowWidth",
-    "PhotometricInterpretation",
+    "VOILUTSequence",
+    "GridFrameOffsetVector",
+    "DetectorInformationSequence",
+    "SliceVector",
+    "TimeSlotVector",
+    "RRIntervalVector",
+    "EnergyWindowVector",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    *TELLING,
 )
-UNEVEN_MM = 0.05  # positions are written with a few digits; a missing slice differs by far more
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 @dataclass(frozen=True)
@@ -53,6 +84,11 @@ class Series:
         return str(self.headers[0].get("SeriesDescription", "") or "")
 
     @property
+    def folder(self) -> Path:
+        """The innermost folder with all its files."""
+        return Path(os.path.commonpath([file.parent for file in self.files]))
+
+    @property
     def title(self) -> str:
         """Number, description, modality and size, for people."""
         header = self.headers[0]
@@ -60,65 +96,183 @@ class Series:
         return f"{self.number or '-'}: {self.description or 'no description'} ({header.get('Modality')}, {size})"
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One volume of a series, or one picture where nothing says how they lie; not read yet.
+
+    Attributes:
+        source: named in messages.
+        placed: its slices have a place in the patient.
+    """
+
+    series: Series
+    stack: Stack
+    source: Path
+    placed: bool
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others, for people; "" where only its number does."""
+        count = len(self.stack.slices)
+        return f"{self.stack.label}, {count} {'slice' if count == 1 else 'slices'}" if self.stack.label else ""
+
+    def read(self, resample: bool = False) -> Volume:
+        """Read it.
+
+        Args:
+            resample: put uneven slices, and those of a tilted gantry, onto a regular grid.
+
+        Raises:
+            UserError: its slices form no regular volume, and `resample` is false; or the voxels are damaged.
+        """
+        if not self.placed:
+            return _picture(self.stack.slices[0], self._attributes())
+        if resample:
+            self.stack.check_apart(self.source)
+        else:
+            self.stack.spacing_mm(self.source)
+        voxels = _voxels(self.stack.slices)
+        if resample and len(self.stack.slices) > 1:
+            voxels, spacing_mm, origin_mm = resampled(voxels, self.stack)
+        else:
+            rows_mm, columns_mm = self.stack.slices[0].pixel_spacing_mm
+            spacing_mm = (float(columns_mm), float(rows_mm), self.stack.spacing_mm(self.source))
+            origin_mm = tuple(map(float, self.stack.positions_mm[0]))
+        direction = _direction(self.stack.slices[0].orientation)
+        return Volume(voxels, spacing_mm, origin_mm, direction, stack=self.stack, **self._attributes())
+
+    def _attributes(self) -> dict:
+        middle = self.stack.slices[len(self.stack.slices) // 2].values
+        modality = str(middle.get("Modality")) if middle.get("Modality") else None
+        name = self.series.description or modality or "DICOM"
+        sources = tuple(dict.fromkeys(s.file for s in self.stack.slices))
+        return {"name": name, "modality": modality, "window": _window(middle), "sources": sources}
+
+
 def is_dicom(path: Path) -> bool:
-    """Return whether a file carries DICOM's mark "DICM" after its preamble."""
+    """Return whether a file carries DICOM's mark "DICM" after its preamble, or begins like one without either."""
+    head = _head(path)
+    return head[128:] == b"DICM" or _is_bare(head)
+
+
+def is_scan(path: Path) -> bool:
+    """Return whether a DICOM file may be (a slice of) a scan: no directory, and no segmentation."""
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+        return _class_of(path) not in (MediaStorageDirectoryStorage, SegmentationStorage)
+    except UNREADABLE:
+        return True
+
+
+def open_folder(folder: Path, series: str | None = None, source: Path | None = None) -> list[Part]:
+    """Return the volumes of a series of a folder, or the frames of a cine.
+
+    Series in the folder itself go before those in the folders below it.
+
+    Args:
+        series: its UID, its number, or a part of its description; needed where there are several.
+        source: named in messages; the folder when None.
+
+    Raises:
+        UserError: no DICOM images; several series and none was chosen; a damaged header.
+    """
+    source = source or folder
+    found = list_series(folder)
+    if not found:
+        raise UserError(f"{source} holds no DICOM images; name an image file, or a folder with a DICOM series")
+    own = [s for s in found if s.folder == folder]
+    chosen = (own or found) if series is None else _meant(own, series) or _meant(found, series)
+    if len(chosen) != 1:
+        reason = "several series" if chosen else f"no series '{series}'"
+        listing = "; ".join(s.title for s in found)
+        raise UserError(f"{source} holds {reason}; choose one with --series NUMBER, UID or DESCRIPTION: {listing}")
+    return _parts(chosen[0], source)
+
+
+def open_file(path: Path, series: str | None = None) -> list[Part]:
+    """Return what a DICOM file holds (see `open_folder`); a DICOMDIR stands for its folder."""
+    if not is_scan(path):
+        if _class_of(path) == MediaStorageDirectoryStorage:
+            return open_folder(path.parent, series)
+        raise UserError(f"{path} is a segmentation, not a scan; name the scan that it belongs to")
+    groups = _group([path])
+    if len(groups) != 1:
+        raise UserError(f"{path.name} holds no image; it may be damaged, or a report, a plan or a directory")
+    return _parts(groups[0], Path(path.name))
 
 
 def list_series(folder: Path) -> list[Series]:
     """Return the series with images in a folder and the folders below it, by number."""
-    found = _group(path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
+    found = _group(path for path in files if is_scan(path))
     return sorted(found, key=lambda series: (len(series.number), series.number, series.uid))
 
 
-def read_folder(folder: Path, series: str | None = None) -> list[Volume]:
-    """Read a series of a folder as a list of one volume, or of the frames of a cine.
+def series_folders(files: Iterable[Path]) -> set[Path]:
+    """Return the innermost folder with all files of each series; for damaged files their own."""
+    places: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        try:
+            header = read_header(path, ["SeriesInstanceUID"], force=True)
+            uid = str(header.get("SeriesInstanceUID", ""))
+        except UNREADABLE:
+            uid = ""
+        places[uid or str(path.parent)].append(path.parent)
+    return {Path(os.path.commonpath(folders)) for folders in places.values()}
 
-    Args:
-        series: its UID, its number, or a part of its description; needed where there are several.
+
+def unpacked_bytes(path: Path) -> int:
+    """Return how many bytes the voxels of a DICOM file take once they are read, as its header says.
 
     Raises:
-        UserError: no DICOM images; several series and none was chosen; slices that form no even volume.
+        UserError: the header cannot be read.
     """
-    found = list_series(folder)
-    if not found:
-        raise UserError(f"{folder} holds no DICOM images; name an image file, or a folder with a DICOM series")
-    chosen = found if series is None else _meant(found, series)
-    if len(chosen) != 1:
-        reason = "several series" if chosen else f"no series '{series}'"
-        listing = "; ".join(s.title for s in found)
-        raise UserError(f"{folder} holds {reason}; choose one with --series NUMBER, UID or DESCRIPTION: {listing}")
-    return _read_series(chosen[0], folder)
+    try:
+        header = read_header(path, HEADER_TAGS, force=True)
+        colours = 3 if header.get("PhotometricInterpretation") == "PALETTE COLOR" else 1
+        return declared_bytes(header) * colours * (1 if "RescaleSlope" not in header else 2)
+    except UNREADABLE as error:
+        raise UserError(f"{path} has a header that cannot be read; it may be damaged") from error
 
 
-def read_files(files: Sequence[Path], name: str) -> list[Volume]:
-    """Read DICOM files of one series (see `read_folder`)."""
-    groups = _group(files)
-    if len(groups) != 1:
-        raise UserError(f"{name} holds no image; it may be damaged, or a report, a plan or a directory")
-    return _read_series(groups[0], Path(name))
+def _class_of(path: Path) -> str:
+    header = read_header(path, ["SOPClassUID"], force=True)
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _group(files) -> list[Series]:
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError:
+        return b""
+
+
+def _is_bare(head: bytes) -> bool:
+    """Return whether a file without a preamble begins with group 0008, explicitly typed or with a short length."""
+    if len(head) < 132 or head[128:] == b"DICM" or head[:2] != b"\x08\x00" or head[3] != 0:
+        return False
+    return head[4:6] in (b"UL", b"CS", b"DA", b"UI") or 0 < int.from_bytes(head[4:8], "little") <= 64
+
+
+def _group(files: Iterable[Path]) -> list[Series]:
     groups: dict[str, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
     damaged: list[Path] = []
     for path in files:
+        bare = _is_bare(_head(path))
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-        except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, KeyError, NotImplementedError):
-            damaged.append(path)
-            continue
-        if header.get("Rows") and header.get("Columns"):
+            header = read_header(path, HEADER_TAGS, force=bare)
+            is_image = bool(header.get("Rows") and header.get("Columns"))
+            lost = not header.get("SOPClassUID") or _is_image_class(header)
+        except UNREADABLE:
+            is_image, lost = False, True
+        if is_image:
+            check_size(path, header)
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-        elif not header.get("SOPClassUID") or _is_image_class(header):
+        elif lost and not bare and not is_image:
             damaged.append(path)
     if damaged and groups:
         raise UserError(f"{damaged[0]} is damaged, and may be a slice of the series beside it; get it again")
-    return [Series(uid, *map(tuple, zip(*members, strict=True))) for uid, members in groups.items()]
+    return [Series(uid, *map(tuple, zip(*_without_copies(m), strict=True))) for uid, m in groups.items()]
 
 
 def _is_image_class(header: pydicom.Dataset) -> bool:
@@ -127,180 +281,109 @@ def _is_image_class(header: pydicom.Dataset) -> bool:
     return "Image Storage" in pydicom.uid.UID(header.SOPClassUID).name
 
 
+def _without_copies(members: list[tuple[Path, pydicom.Dataset]]) -> list[tuple[Path, pydicom.Dataset]]:
+    """Leave out files that are there twice, bit by bit.
+
+    Raises:
+        UserError: two have one SOPInstanceUID (0008,0018) and differ.
+    """
+    kept: dict[str, tuple[Path, pydicom.Dataset]] = {}
+    for path, header in members:
+        uid = str(header.get("SOPInstanceUID") or path)
+        if uid not in kept:
+            kept[uid] = (path, header)
+        elif not filecmp.cmp(kept[uid][0], path, shallow=False):
+            raise UserError(
+                f"{kept[uid][0]} and {path} claim to be the same slice (SOPInstanceUID) and differ; remove one"
+            )
+    return list(kept.values())
+
+
 def _meant(found: list[Series], wanted: str) -> list[Series]:
     exact = [series for series in found if wanted in (series.uid, series.number)]
     return exact or [series for series in found if wanted.lower() in series.description.lower()]
 
 
-def _read_series(series: Series, source: Path) -> list[Volume]:
-    header = series.headers[0]
-    attributes = {
-        "name": series.description or str(header.get("Modality") or "DICOM"),
-        "modality": str(header.get("Modality")) if header.get("Modality") else None,
-        "window": _window(header),
-    }
-    if len(series.files) > 1:
-        image = _read_slices(series, source)
-    else:
-        image = _read_image(series.files[0])
-        if image.GetDimension() == 3 and image.GetDepth() > 1:
-            image = _place_frames(image, header, source)
-            if image is None:
-                return _cine(_read_image(series.files[0]), attributes)
-    return [volume_from_image(_drop_flatness(image), **attributes)]
-
-
-def _read_slices(series: Series, source: Path) -> sitk.Image:
-    positions, orientation, pixel_spacing = _places(series, source)
-    if len({(h.Rows, h.Columns) for h in series.headers}) > 1:
-        raise UserError(f"{source} has slices of different sizes in series {series.title}; separate them first")
-    order, spacing_mm = _order(positions, orientation, source)
-    files = [str(series.files[index]) for index in order]
-    slopes = {(str(h.get("RescaleSlope", "")), str(h.get("RescaleIntercept", ""))) for h in series.headers}
+def _parts(series: Series, source: Path) -> list[Part]:
     try:
-        # a series is read in the type of its first slice, which does not hold what another slope makes
-        image = sitk.ReadImage(files) if len(slopes) == 1 else sitk.ReadImage(files, sitk.sitkFloat32)
-    except RuntimeError as error:
-        raise UserError(f"{source} has pixel data that cannot be decoded in series {series.title}") from error
-    return _placed(image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
+        slices = [s for pair in zip(series.files, series.headers, strict=True) for s in slices_of(*pair)]
+        if not any(s.is_placed for s in slices) or len(slices) == 1:
+            several = len(series.files) > 1
+            labels = [s.name if several else "" for s in slices]
+            pairs = zip(slices, labels, strict=True)
+            return [Part(series, Stack((s,), label), source, placed=False) for s, label in pairs]
+        return [Part(series, stack, source, placed=True) for stack in separate(slices)]
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{source} has a damaged header ({error}); get it again") from error
 
 
-def _places(series: Series, source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the position of each slice, and the orientation and the pixel spacing that all share.
-
-    Raises:
-        UserError: a slice lacks one of them, or they differ.
-    """
-    positions = [_attribute(h, "ImagePositionPatient", 3, "position", source) for h in series.headers]
-    orientations = [_attribute(h, "ImageOrientationPatient", 6, "orientation", source) for h in series.headers]
-    spacings = [_attribute(h, "PixelSpacing", 2, "pixel spacing", source) for h in series.headers]
-    for name, values in (("orientations", orientations), ("spacings", spacings)):
-        if np.abs(np.array(values) - values[0]).max() > 1e-3:
-            raise UserError(
-                f"{source} has slices of different {name} in series {series.title}; separate them first"
-            )
-    _check_right_angles(orientations[0], source)
-    return np.array(positions), orientations[0], spacings[0]
-
-
-def _attribute(header: pydicom.Dataset, name: str, count: int, words: str, source: Path) -> np.ndarray:
-    try:
-        values = np.array([float(value) for value in header[name].value])
-    except (KeyError, TypeError, ValueError):
-        values = np.empty(0)
-    if len(values) != count or not np.isfinite(values).all():
-        raise UserError(f"{source} has a slice without a valid {words} ({name}); read its slices one by one")
-    return values
+def _voxels(slices: Sequence[Slice]) -> np.ndarray:
+    """Return the voxels of slices in their order; each file is read once."""
+    by_file: dict[Path, list[int]] = defaultdict(list)
+    for index, slice_ in enumerate(slices):
+        by_file[slice_.file].append(index)
+    planes: list[np.ndarray | None] = [None] * len(slices)
+    for file, indices in by_file.items():
+        chosen = [slices[index] for index in indices]
+        values = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
+        for index, plane in zip(indices, values, strict=True):
+            planes[index] = plane
+    kind = np.result_type(*{plane.dtype for plane in planes})
+    kind = np.dtype(np.float32) if kind == np.float64 else kind
+    voxels = np.empty((len(planes), *planes[0].shape), kind)
+    for index, plane in enumerate(planes):
+        voxels[index] = plane
+        planes[index] = None
+    return voxels
 
 
-def _check_right_angles(orientation: np.ndarray, source: Path) -> None:
+def _picture(slice_: Slice, attributes: dict) -> Volume:
+    """Read a single slice; what it does not say of its place is taken as the simplest."""
+    rows_mm, columns_mm, thickness_mm = 1.0, 1.0, Stack((slice_,)).spacing_mm(slice_.name)
+    keyword = next((key for key in SPACINGS if slice_.values.get(key)), None)
+    if keyword:
+        put(slice_.values, "PixelSpacing", slice_.values[keyword].value)
+        rows_mm, columns_mm = map(float, slice_.pixel_spacing_mm)
+    direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    if slice_.values.get("ImageOrientationPatient"):
+        direction = _direction(slice_.orientation)
+    origin_mm = (0.0, 0.0, 0.0)
+    if slice_.values.get("ImagePositionPatient"):
+        origin_mm = tuple(map(float, slice_.position_mm))
+    return Volume(_voxels([slice_]), (columns_mm, rows_mm, thickness_mm), origin_mm, direction, **attributes)
+
+
+def _direction(orientation: np.ndarray) -> tuple[float, ...]:
+    """Return the direction matrix (nine numbers) of ImageOrientationPatient (0020,0037)."""
     rows, columns = orientation[:3], orientation[3:]
-    if abs(rows @ columns) > 1e-3 or np.abs([rows @ rows - 1, columns @ columns - 1]).max() > 1e-2:
-        raise UserError(f"{source} has image axes that are not at right angles (ImageOrientationPatient)")
+    return tuple(np.stack([rows, columns, np.cross(rows, columns)], axis=1).ravel().tolist())
 
 
-def _read_image(path: Path) -> sitk.Image:
+def _window(values: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the first of a slice's windows, or the span in which its VOI LUT (0028,3010) rises, for the values as
+    they are read."""
+    window = _linear_window(values) or _span_of_lut(values)
+    if window and is_turned_round(values):
+        return (sum(storable_range(values, values)) - window[0], window[1])
+    return window
+
+
+def _linear_window(values: pydicom.Dataset) -> tuple[float, float] | None:
     try:
-        return sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-    except RuntimeError as error:
-        raise UserError(f"{path} has pixel data that cannot be decoded; it may be damaged") from error
-
-
-def _order(positions: Sequence, orientation: np.ndarray, source: Path) -> tuple[np.ndarray, float]:
-    """Return the order of slices along their normal, and their distance.
-
-    Raises:
-        UserError: two slices at one place, or uneven distances.
-    """
-    normal = np.cross(orientation[:3], orientation[3:])
-    places = np.array([[float(v) for v in position] for position in positions])
-    along = places @ normal
-    order = np.argsort(along)
-    steps = np.diff(along[order])
-    if steps.min() < UNEVEN_MM:
-        where = along[order][int(steps.argmin())]
-        raise UserError(
-            f"{source} has two slices at {where:.2f} mm along the normal; separate acquisitions or echoes"
-        )
-    usual, spacing = float(np.median(steps)), float(steps.mean())
-    even = along[order][0] + spacing * np.arange(len(order))
-    if np.abs(steps - usual).max() > UNEVEN_MM or np.abs(along[order] - even).max() > UNEVEN_MM:
-        index = int(np.abs(steps - usual).argmax())
-        below, above = along[order][index : index + 2]
-        raise UserError(
-            f"{source} has uneven slices: {above - below:.2f} mm lie between those at {below:.2f} and "
-            f"{above:.2f} mm, and {usual:.2f} mm elsewhere; a slice is missing, or the series has to be resampled"
-        )
-    straight = places[order][0] + np.outer(along[order] - along[order][0], normal)
-    if np.abs(places[order] - straight).max() > UNEVEN_MM:
-        raise UserError(
-            f"{source} has a tilted gantry (slices are shifted sideways); resample it to a regular grid"
-        )
-    return order, spacing
-
-
-def _placed(image: sitk.Image, position, pixel_spacing, orientation: np.ndarray, spacing_mm: float) -> sitk.Image:
-    """Set the grid from DICOM: (0020,0032), (0028,0030) as row then column distance, (0020,0037)."""
-    rows_mm, columns_mm = (float(v) for v in pixel_spacing)
-    normal = np.cross(orientation[:3], orientation[3:])
-    image.SetSpacing((columns_mm, rows_mm, spacing_mm))
-    image.SetOrigin([float(v) for v in position])
-    image.SetDirection(np.stack([orientation[:3], orientation[3:], normal], axis=1).ravel().tolist())
-    return image
-
-
-def _place_frames(image: sitk.Image, header: pydicom.Dataset, source: Path) -> sitk.Image | None:
-    """Sort the frames of an enhanced multi-frame image by their positions; None where they have none."""
-    try:
-        shared = header.SharedFunctionalGroupsSequence[0]
-        frames = list(header.PerFrameFunctionalGroupsSequence)
-        positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
-        orientations = np.array(
-            [_group_item(f, shared, "PlaneOrientationSequence").ImageOrientationPatient for f in frames]
-        )
-        pixel_spacing = _group_item(frames[0], shared, "PixelMeasuresSequence").PixelSpacing
-    except (AttributeError, IndexError, KeyError):
-        return None
-    slopes = {_frame_slope(frame, shared) for frame in frames}
-    if len(slopes) > 1:
-        raise UserError(f"{source} has frames of different rescale slopes; convert it to single slices first")
-    if np.abs(orientations.astype(float) - orientations[0].astype(float)).max() > 1e-3:
-        raise UserError(f"{source} has frames of different orientations; separate them first")
-    orientation = orientations[0].astype(float)
-    order, spacing_mm = _order(positions, orientation, source)
-    voxels = sitk.GetArrayFromImage(image)[order]
-    sorted_image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
-    return _placed(sorted_image, positions[order[0]], pixel_spacing, orientation, spacing_mm)
-
-
-def _frame_slope(frame: pydicom.Dataset, shared: pydicom.Dataset) -> tuple[str, str]:
-    try:
-        values = _group_item(frame, shared, "PixelValueTransformationSequence")
-    except (KeyError, IndexError):
-        return ("", "")
-    return (str(values.get("RescaleSlope", "")), str(values.get("RescaleIntercept", "")))
-
-
-def _group_item(frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str) -> pydicom.Dataset:
-    return (frame if sequence in frame else shared)[sequence][0]
-
-
-def _cine(image: sitk.Image, attributes: dict) -> list[Volume]:
-    frames = [image[:, :, index : index + 1] for index in range(image.GetDepth())]
-    return [volume_from_image(frame, **attributes) for frame in frames]
-
-
-def _drop_flatness(image: sitk.Image) -> sitk.Image:
-    return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
-
-
-def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Return the first of the file's windows; none for MONOCHROME1 (0028,0004), whose values SimpleITK inverts so
-    that dense is bright."""
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        return None
-    try:
-        center, width = (np.ravel(header[tag].value)[0] for tag in ("WindowCenter", "WindowWidth"))
-        return (float(center), float(width)) if float(width) > 0 else None
+        center, width = (float(np.ravel(values[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
     except (KeyError, TypeError, ValueError, IndexError):
         return None
+    return (center, width) if width > 0 and np.isfinite([center, width]).all() else None
+
+
+def _span_of_lut(values: pydicom.Dataset) -> tuple[float, float] | None:
+    try:
+        table = values.VOILUTSequence[0]
+        first, output = float(table.LUTDescriptor[1]), np.asarray(table.LUTData, float).ravel()
+        low = first + np.flatnonzero(output == output[0])[-1]
+        high = first + np.flatnonzero(output == output[-1])[0]
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return None
+    return ((low + high) / 2, high - low) if high > low else None

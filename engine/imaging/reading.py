@@ -4,66 +4,144 @@ import gzip
 import math
 import re
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
 from engine.errors import UserError
-from engine.imaging import dicom
+from engine.imaging import dicom, dicom_archive
+from engine.imaging.headers import MOST_PACKED, check_metaimage, check_nrrd
 from engine.imaging.volume import Volume, volume_from_image
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 NIFTI_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
+NIFTI_BYTES = {
+    4: 2,
+    8: 4,
+    16: 4,
+    32: 8,
+    64: 8,
+    128: 3,
+    512: 2,
+    768: 4,
+    1024: 8,
+    1280: 8,
+    1536: 16,
+    1792: 16,
+    2304: 4,
+}
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 MOST_EXCESS = 2  # how often a compressed file may hold what its header says, or a mebibyte
+MOST_PIXELS_A_BYTE, SMALL_PICTURE = (
+    9000,
+    16 << 20,
+)  # pixels; 8320 is what deflate can make of one byte at 1 bit each
 SFORM_TOLERANCE = 0.1  # of a voxel; headers keep single precision, and a real contradiction is larger
+MOST_LISTED = 20  # frames that a message names
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
 
 
-def read_volume(path: str | Path, series: str | None = None, frame: int | None = None) -> Volume:
+class Frame(Protocol):
+    """One volume of what a path holds, not read yet; its title tells it from the others, or is empty."""
+
+    title: str
+
+    def read(self, resample: bool) -> Volume: ...
+
+
+def read_volume(
+    path: str | Path, series: str | None = None, frame: int | None = None, resample: bool = False
+) -> Volume:
     """Read one volume.
 
     Args:
-        path: an image file, a DICOM file, or a folder with a DICOM series.
+        path: an image file, a DICOM file, or a folder or a ZIP file with a DICOM series.
         series: which series of a folder: its UID, its number or a part of its description.
-        frame: which frame of a file with several, counted from 0.
+        frame: which frame of a file with several, or which volume of a DICOM series with several, from 0.
+        resample: put uneven DICOM slices, and those of a tilted gantry, onto a regular grid.
 
     Raises:
         UserError: the file is missing, unreadable or has no valid geometry; several series or frames and none
             was chosen.
     """
-    frames = read_frames(path, series)
-    if frame is None and len(frames) == 1:
-        return frames[0]
-    if frame is None:
-        raise UserError(
-            f"{path} has {len(frames)} frames; choose one with --frame 0 … {len(frames) - 1}, or --frame all"
-        )
-    if not 0 <= frame < len(frames):
-        raise UserError(f"{path} has no frame {frame}; there are 0 … {len(frames) - 1}")
-    return frames[frame]
+    with _opened(Path(path), series) as frames:
+        if frame is None and len(frames) == 1:
+            return frames[0].read(resample)
+        if frame is None:
+            what = f"{len(frames)} volumes in a series" if any(f.title for f in frames) else f"{len(frames)} frames"
+            raise UserError(
+                f"{path} has {what}{_listed(frames)}; choose one with --frame 0 … {len(frames) - 1}, or --frame all"
+            )
+        if not 0 <= frame < len(frames):
+            raise UserError(f"{path} has no frame {frame}; there are 0 … {len(frames) - 1}")
+        return frames[frame].read(resample)
 
 
-def read_frames(path: str | Path, series: str | None = None) -> list[Volume]:
-    """Read all frames of a 4-D file or a cine; a list of one for anything else (see `read_volume`)."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+def read_frames(path: str | Path, series: str | None = None, resample: bool = False) -> list[Volume]:
+    """Read all frames of a 4-D file or a cine, or all volumes of a series; a list of one for anything else (see
+    `read_volume`)."""
+    with _opened(Path(path), series) as frames:
+        return [frame.read(resample) for frame in frames]
+
+
+@contextmanager
+def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
+    """Yield the frames of what a path holds."""
+    _check_there(path)
     if path.is_dir():
-        return dicom.read_folder(path, series)
-    if image_suffix(path) is None:
-        if dicom.is_dicom(path):
-            return dicom.read_files([path], path.name)
+        yield dicom.open_folder(path, series)
+    elif dicom_archive.is_archive(path):
+        with dicom_archive.unpacked(path) as folder:
+            yield [_Unpacked(part) for part in dicom.open_folder(folder, series, path)]
+    elif image_suffix(path) is not None:
+        frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
+        yield [_Image(image, path) for image in frames]
+    elif dicom.is_dicom(path):
+        yield dicom.open_file(path, series)
+    else:
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
-    frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
-    return [volume_from_image(_colours(image, path), name=path.name) for image in frames]
+
+
+@dataclass(frozen=True)
+class _Image:
+    image: sitk.Image
+    path: Path
+    title: str = ""
+
+    def read(self, resample: bool) -> Volume:
+        return volume_from_image(_colours(self.image, self.path), name=self.path.name)
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """A volume of a ZIP file, whose files are gone once it is read."""
+
+    part: Frame
+
+    @property
+    def title(self) -> str:
+        return self.part.title
+
+    def read(self, resample: bool) -> Volume:
+        return replace(self.part.read(resample), sources=())
+
+
+def _listed(frames: Sequence[Frame]) -> str:
+    """Return the titles of frames that have one, in brackets."""
+    titles = [f"{number}: {frame.title}" for number, frame in enumerate(frames) if frame.title]
+    more = [f"… {len(titles) - MOST_LISTED} more"] if len(titles) > MOST_LISTED else []
+    return f" ({'; '.join(titles[:MOST_LISTED] + more)})" if titles else ""
 
 
 def read_image(path: Path) -> sitk.Image:
@@ -72,9 +150,9 @@ def read_image(path: Path) -> sitk.Image:
     Raises:
         UserError: the file is missing or damaged, or contradicts itself.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
+    _check_there(path)
     _check_name(path)
+    _check_header(path)
     if image_suffix(path) in (".nii", ".nii.gz"):
         _check_nifti(path)
     elif image_suffix(path) in (".nrrd", ".mha"):
@@ -91,6 +169,9 @@ def unpacked_bytes(path: Path) -> int:
         UserError: the header cannot be read.
     """
     _check_name(path)
+    if image_suffix(path) is None:
+        return dicom.unpacked_bytes(path)
+    _check_header(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -103,22 +184,25 @@ def unpacked_bytes(path: Path) -> int:
 
 
 def find_studies(folder: Path) -> list[Path]:
-    """Return what a folder of studies holds, in order: image files, and folders with DICOM files in them.
+    """Return what a folder of studies holds, in order: image files, ZIP files, and for each DICOM series the
+    innermost folder with all its files.
 
-    Hidden files and segmentations (.seg.nrrd) are left out.
+    Hidden files and segmentations (.seg.nrrd, DICOM SEG) are left out.
 
     Raises:
         UserError: there is none.
     """
     studies: set[Path] = set()
+    slices: list[Path] = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not path.is_file() or path.name.endswith(".seg.nrrd") or path.parent in studies:
+        if hidden or not path.is_file() or path.name.endswith(".seg.nrrd"):
             continue
-        if image_suffix(path) is not None:
+        if image_suffix(path) is not None or dicom_archive.is_archive(path):
             studies.add(path)
-        elif dicom.is_dicom(path):
-            studies.add(path.parent)
+        elif dicom.is_dicom(path) and dicom.is_scan(path):
+            slices.append(path)
+    studies |= dicom.series_folders(slices)
     if not studies:
         raise UserError(f"{folder} holds no images; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
     return sorted(studies)
@@ -129,11 +213,27 @@ def image_suffix(path: Path) -> str | None:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
+def _check_there(path: Path) -> None:
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)[:200]!a} is no name of a file ({error})") from error
+    if not there:
+        raise UserError(f"{path} does not exist")
+
+
 def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"{str(path)!a} is no valid UTF-8 name; rename the file") from None
+
+
+def _check_header(path: Path) -> None:
+    if image_suffix(path) in (".nrrd", ".nhdr"):
+        check_nrrd(path)
+    elif image_suffix(path) in (".mha", ".mhd"):
+        check_metaimage(path)
 
 
 def _read(path: Path) -> sitk.Image:
@@ -191,7 +291,10 @@ def _check_nifti(path: Path) -> None:
             return struct.unpack_from(order + form, header, offset)
 
         dimensions, *sizes = field(40, "8h")
-        needed = math.prod(sizes[: max(0, dimensions)]) * field(72, "h")[0] // 8 + int(field(108, "f")[0])
+        if not 1 <= dimensions <= 7 or min(sizes[:dimensions]) < 1:
+            raise ValueError(f"sizes of {sizes[:dimensions]}")
+        kind, bits = field(70, "2h")
+        needed = math.prod(sizes[:dimensions]) * max(bits // 8, NIFTI_BYTES.get(kind, 1)) + int(field(108, "f")[0])
         spacing = field(80, "7f")[: min(3, max(1, dimensions))]
         qform_code, sform_code = field(252, "2h")
         placing = field(256, "6f")
@@ -243,7 +346,9 @@ def _check_whole(path: Path, needed: int) -> int:
     """
     if path.suffix.lower() != ".gz":
         return path.stat().st_size
-    size = 0
+    size, packed = 0, path.stat().st_size
+    if packed * MOST_PACKED < needed:
+        return packed
     with gzip.open(path) as file:
         while block := file.read(1 << 20):
             size += len(block)
@@ -262,12 +367,20 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _check_picture(path: Path) -> None:
-    """Refuse a picture whose end is missing, which SimpleITK would fill up."""
+    """Refuse a picture whose end is missing, which SimpleITK would fill up, or that promises more than it holds."""
+    most = MOST_PIXELS_A_BYTE * path.stat().st_size + SMALL_PICTURE
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # what matters of them is an error here
+            if math.prod(picture.size) * len(picture.getbands()) > most:
+                raise UserError(
+                    f"{path} promises {' × '.join(map(str, picture.size))} pixels, which it cannot hold"
+                )
             picture.load()
     except Image.UnidentifiedImageError:
         return  # a kind that Pillow does not know; SimpleITK may
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels for a picture; cut out what matters") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); get it again") from error
 

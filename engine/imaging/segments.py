@@ -14,6 +14,19 @@ SMOOTHING = 1.5  # standard deviation in voxels
 SMOOTHING_MARGIN = 6  # voxels around what is smoothed: four times the deviation
 
 
+@dataclass(frozen=True)
+class Algorithm:
+    """What found a segment.
+
+    Attributes:
+        sha256: of the weights, as 64 hexadecimal digits.
+    """
+
+    name: str
+    version: str
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """One structure.
@@ -22,13 +35,15 @@ class Segment:
         name: shown to people; the prompt.
         mask: (z, y, x) bool.
         color: red, green, blue in 0..1.
-        tags: further facts that `.seg.nrrd` keeps beside the segment.
+        tags: further facts that `.seg.nrrd` and DICOM keep beside the segment.
+        algorithm: what found it; DICOM must say.
     """
 
     name: str
     mask: np.ndarray
     color: tuple[float, float, float]
     tags: dict[str, str] = field(default_factory=dict)
+    algorithm: Algorithm | None = None
 
 
 def segment_colors(names: Sequence[str]) -> list[tuple[float, float, float]]:

@@ -1,12 +1,16 @@
 """A volume: voxels with their place in the patient."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from engine.imaging.dicom_stacks import Stack
 
 SMALLEST_DETERMINANT = 1e-3  # of a direction matrix; a true one has 1 or -1
 
@@ -24,6 +28,8 @@ class Volume:
         modality: DICOM (0008,0060) where known, such as "CT" or "MR".
         window: the file's own (center, width), DICOM (0028,1050) and (0028,1051).
         flat: a 2-D picture, which is written back as one.
+        sources: the DICOM files of the slices, or the one with all of them, in any order; none for other formats.
+        stack: the DICOM slices that it was made of, with their places; they are those of z unless it was resampled.
 
     Raises:
         UserError: the voxels are of the wrong form, empty, NaN or infinite, or the geometry is degenerate.
@@ -37,6 +43,8 @@ class Volume:
     modality: str | None = None
     window: tuple[float, float] | None = None
     flat: bool = False
+    sources: tuple[Path, ...] = ()
+    stack: "Stack | None" = None
 
     def __post_init__(self) -> None:
         shape = self.voxels.shape

@@ -14,9 +14,10 @@ from engine.imaging.segments import Segment
 from engine.imaging.volume import Volume, image_from_volume, volume_from_image
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
+DICOM_SUFFIX = ".dcm"
 LABEL_MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 PICTURE_SUFFIXES = (".png",)
-SUFFIXES = (SEGMENTATION_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
+SUFFIXES = (SEGMENTATION_SUFFIX, DICOM_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
 NIFTI_TOLERANCE_MM = 1e-3
 TERMINOLOGY_TAG = "TerminologyEntry"
 TISSUE = (
@@ -41,9 +42,12 @@ def check_format(path: Path, volume: Volume, segments: int, exclusive: bool) -> 
     """Refuse what the format of `path` cannot hold, before anything is computed.
 
     Raises:
-        UserError: a picture of a volume, or segments that may overlap in a label map.
+        UserError: a picture of a volume, segments that may overlap in a label map, or DICOM of what is none.
     """
     suffix = output_suffix(path)
+    if suffix == DICOM_SUFFIX:
+        _dicom().check_source(path, volume)
+        return
     if suffix in PICTURE_SUFFIXES and volume.shape[0] != 1:
         raise UserError(
             f"{path} is a picture and {volume.name} has {volume.shape[0]} slices; write .nii.gz or .seg.nrrd"
@@ -58,14 +62,18 @@ def check_format(path: Path, volume: Volume, segments: int, exclusive: bool) -> 
 def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
     """Write segments on the volume's grid, in one step.
 
-    `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. Label
-    maps hold i + 1 for segment i; a picture of a single segment holds 255. NIfTI keeps the geometry in single
-    precision, and only grids at right angles; the others keep every bit.
+    `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. `.dcm` is
+    a DICOM segmentation of the series that the volume was read from (see `dicom_seg`). Label maps hold i + 1 for
+    segment i; a picture of a single segment holds 255. NIfTI keeps the geometry in single precision, and only grids
+    at right angles; the others keep every bit.
 
     Raises:
         UserError: the format cannot hold the segments (see `check_format`) or the grid, or the disk is full.
     """
     suffix = output_suffix(path)
+    if suffix == DICOM_SUFFIX:
+        _dicom().write_dicom_segmentation(path, segments, volume)
+        return
     overlap = len(segments) > 1 and np.sum([segment.mask for segment in segments], axis=0, dtype=np.uint8).max() > 1
     check_format(path, volume, len(segments) if overlap else 1, exclusive=False)
     with replacing(path) as temporary:
@@ -80,7 +88,7 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
 def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> None:
     """Write probabilities (z, y, x) in 0..1 as float32, or as 0..255 in a picture."""
     suffix = output_suffix(path)
-    if suffix == SEGMENTATION_SUFFIX:
+    if suffix in (SEGMENTATION_SUFFIX, DICOM_SUFFIX):
         raise UserError(f"{path} is a segmentation and cannot hold probabilities; write .nii.gz or .nrrd")
     check_format(path, volume, 1, exclusive=False)
     picture = suffix in PICTURE_SUFFIXES
@@ -93,6 +101,12 @@ def write_volume(path: Path, volume: Volume) -> None:
     """Write a volume's own voxels on its grid, in one step; NRRD and MetaImage keep every bit of both."""
     with replacing(path) as temporary:
         _write_image(temporary, volume.voxels, volume, picture=False)
+
+
+def _dicom():
+    from engine.imaging import dicom_seg  # pydicom takes half a second, and 3D Slicer writes none
+
+    return dicom_seg
 
 
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:

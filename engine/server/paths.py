@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.imaging.dicom import is_dicom
+from engine.imaging.dicom_archive import is_archive
 from engine.imaging.reading import image_suffix, read_volume, unpacked_bytes
 from engine.imaging.volume import Volume
 from engine.server.refusal import Refusal
@@ -33,6 +34,8 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
         raise Refusal(403, FORBIDDEN)
     if meant.exists() and not (meant.is_file() or meant.is_dir()):
         raise Refusal(403, "the server reads files and folders, and nothing else")
+    if is_archive(meant):
+        raise Refusal(403, "the server unpacks no ZIP files; name a folder with the files themselves")
     if any(file.name.lower().endswith(DETACHED) for file in files):
         raise Refusal(403, f"the server reads no headers without voxels ({', '.join(DETACHED)}); use .nrrd or .mha")
     if sum(file.stat().st_size for file in files if file.is_file()) > limit:

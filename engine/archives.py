@@ -1,0 +1,24 @@
+"""What a ZIP file must not hold, before anything of it is unpacked."""
+
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+
+# what zipfile raises for damaged files
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, RuntimeError)
+
+
+def problem_of(entry: zipfile.ZipInfo) -> str:
+    """Return why an entry of a ZIP file is not safe to unpack; nothing where it is."""
+    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
+    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
+        return "has an absolute path, or signs that no path needs"
+    if ".." in PurePosixPath(name).parts:
+        return "leads out of its folder"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or no plain file"
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take memory as they like
+        return "is packed in an unusual way"
+    return "is encrypted" if entry.flag_bits & 1 else ""
