@@ -30,6 +30,7 @@ from engine.vocabulary import train_tokenizer
 
 SIDE = 64
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED_ADAPTERS = sorted(path.parent.name for path in ROOT.glob("Resources/Models/*/adapter.safetensors"))
 
 
 @pytest.fixture(autouse=True)

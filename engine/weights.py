@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from engine.errors import UserError
 from engine.files import replacing
 
 
@@ -18,8 +16,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         UserError: the disk is full or the folder cannot be written; the file that was there stays as it was.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(on_cpu, metadata)  # its own writing to a file leaves another one when it is killed
     with replacing(path) as temporary:
-        try:
-            save_file(on_cpu, temporary, metadata)
-        except SafetensorError as error:  # its kind for everything that the operating system says
-            raise UserError(f"cannot write {path}: {error}") from error
+        temporary.write_bytes(content)

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, ball, make_adapter, new_server
+from conftest import ROOT, SHIPPED_ADAPTERS, ball, make_adapter, new_server
 
 from engine.client import Client
 from engine.errors import Cancelled, UserError
@@ -100,7 +100,7 @@ def test_the_shipped_adapter_finds_the_same_as_without_a_server(client):
         assert answer.found == ours.found and answer.presence == pytest.approx(ours.presence)
         assert np.array_equal(answer.mask(), ours.mask())  # at 0.5, which is a 256th
     assert brain.mask().any()
-    assert {card["name"] for card in client.adapters()} == {"ball", "head-t1"}
+    assert {card["name"] for card in client.adapters()} == {"ball", *SHIPPED_ADAPTERS}
     assert client.bases() == ["mini", "tiny"]
 
 
@@ -238,7 +238,9 @@ def test_the_client_loads_no_torch():
 def test_the_servers_refusals_are_said_in_its_words(server, client, voxels):
     with pytest.raises(UserError, match="token is missing or wrong"):
         Client(server.url, "wrong")
-    with pytest.raises(UserError, match="there is no adapter 'nothing'; there are ball, head-t1"):
+    with pytest.raises(
+        UserError, match=f"there is no adapter 'nothing'; there are {', '.join(['ball', *SHIPPED_ADAPTERS])}"
+    ):
         client.segment(client.put_volume(voxels), ["brain"], adapter="nothing")
     with pytest.raises(UserError, match="unknown plane 'up'"):
         client.segment(client.put_volume(voxels), ["brain"], base="tiny", plane="up")

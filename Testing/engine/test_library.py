@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import files, make_adapter, run_command
+from conftest import SHIPPED_ADAPTERS, files, make_adapter, run_command
 
 from engine import adapters, library
 from engine.bases import SHIPPED_MODELS, user_models
@@ -21,11 +21,11 @@ FILES = (WEIGHTS, CARD, README)
 
 @pytest.fixture
 def bundle(tmp_path, tiny_base):
-    return make_adapter(tmp_path / "polyp", tiny_base)
+    return make_adapter(tmp_path / "nodule", tiny_base)
 
 
-def zipped(bundle, inside="polyp/", change=lambda archive: None, leave_out=()):
-    path = bundle.parent / "polyp.zip"
+def zipped(bundle, inside="nodule/", change=lambda archive: None, leave_out=()):
+    path = bundle.parent / "nodule.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in set(FILES) - set(leave_out):
             archive.write(bundle / name, inside + name)
@@ -38,12 +38,12 @@ def own_folders() -> set[str]:
     return {path.name for path in user_models().iterdir()} if user_models().exists() else set()
 
 
-@pytest.mark.parametrize("inside", ["", "polyp/"])
+@pytest.mark.parametrize("inside", ["", "nodule/"])
 def test_an_adapter_is_installed_from_a_zip_file_and_found_by_name(bundle, tiny_base, inside):
     done = install_adapter(zipped(bundle, inside, lambda archive: archive.writestr(f"{inside}run/log.txt", "")))
-    assert (done.name, done.replaces) == ("polyp", False)
-    assert files(user_models() / "polyp") == set(FILES) and own_folders() == {"polyp"}
-    assert Segmenter("polyp", str(tiny_base), device="cpu").card == read_card(bundle)
+    assert (done.name, done.replaces) == ("nodule", False)
+    assert files(user_models() / "nodule") == set(FILES) and own_folders() == {"nodule"}
+    assert Segmenter("nodule", str(tiny_base), device="cpu").card == read_card(bundle)
 
 
 def test_an_adapter_is_installed_from_a_folder_without_the_rest_of_it(bundle):
@@ -51,17 +51,20 @@ def test_an_adapter_is_installed_from_a_folder_without_the_rest_of_it(bundle):
     (bundle / "notes.txt").write_text("mine")
     install_adapter(bundle, name="other")
     assert files(user_models() / "other") == set(FILES) and own_folders() == {"other"}
-    assert [(e.name, e.shipped) for e in list_adapters()] == [("head-t1", True), ("other", False)]
+    assert [(e.name, e.shipped) for e in list_adapters()] == [
+        *((name, True) for name in SHIPPED_ADAPTERS),
+        ("other", False),
+    ]
 
 
 def link(archive):
-    entry = zipfile.ZipInfo("polyp/link")
+    entry = zipfile.ZipInfo("nodule/link")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     archive.writestr(entry, "/etc/passwd")
 
 
 def bomb(archive):
-    archive.writestr(f"polyp/{CARD}", b" " * (library.MIB + 1), zipfile.ZIP_DEFLATED)
+    archive.writestr(f"nodule/{CARD}", b" " * (library.MIB + 1), zipfile.ZIP_DEFLATED)
 
 
 @pytest.mark.parametrize(
@@ -69,16 +72,16 @@ def bomb(archive):
     [
         (lambda archive: archive.writestr("/etc/cron.d/mine", "x"), (), "absolute path"),
         (lambda archive: archive.writestr("C:/mine", "x"), (), "absolute path"),
-        (lambda archive: archive.writestr("polyp\\mine", "x"), (), "signs"),
-        (lambda archive: archive.writestr("polyp/../../mine", "x"), (), "out of its folder"),
+        (lambda archive: archive.writestr("nodule\\mine", "x"), (), "signs"),
+        (lambda archive: archive.writestr("nodule/../../mine", "x"), (), "out of its folder"),
         (link, (), "link"),
         (bomb, (CARD,), "more than 1 MiB"),
         (lambda archive: None, (CARD,), "0 adapters"),
         (lambda archive: archive.writestr(f"second/{CARD}", "{}"), (), "2 adapters"),
         (lambda archive: None, (WEIGHTS,), f"{WEIGHTS} 0 times"),
-        (lambda archive: archive.writestr(f"polyp/{README}", "again"), (), f"{README} 2 times"),
-        (lambda archive: archive.writestr(f"polyp/{CARD}", "{}"), (CARD,), "not the card"),
-        (lambda archive: archive.writestr(f"polyp/{WEIGHTS}", "x"), (WEIGHTS,), "checksum differs"),
+        (lambda archive: archive.writestr(f"nodule/{README}", "again"), (), f"{README} 2 times"),
+        (lambda archive: archive.writestr(f"nodule/{CARD}", "{}"), (CARD,), "not the card"),
+        (lambda archive: archive.writestr(f"nodule/{WEIGHTS}", "x"), (WEIGHTS,), "checksum differs"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -124,13 +127,13 @@ def test_links_in_a_folder_and_missing_sources_are_refused(bundle, tmp_path):
 
 def test_what_is_there_is_replaced_only_when_that_is_said(bundle, tiny_base, tmp_path):
     install_adapter(bundle)
-    newer = make_adapter(tmp_path / "newer" / "polyp", tiny_base, placement="V")
+    newer = make_adapter(tmp_path / "newer" / "nodule", tiny_base, placement="V")
     with pytest.raises(UserError, match="holds an adapter already"):
         install_adapter(newer)
     assert install_adapter(newer, dry_run=True).replaces
-    assert read_card(user_models() / "polyp") == read_card(bundle)
+    assert read_card(user_models() / "nodule") == read_card(bundle)
     assert install_adapter(newer, replace=True).replaces
-    assert read_card(user_models() / "polyp") == read_card(newer) and own_folders() == {"polyp"}
+    assert read_card(user_models() / "nodule") == read_card(newer) and own_folders() == {"nodule"}
 
 
 def test_what_was_there_comes_back_when_the_new_one_cannot_be_put_there(bundle, monkeypatch):
@@ -145,10 +148,10 @@ def test_what_was_there_comes_back_when_the_new_one_cannot_be_put_there(bundle, 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(UserError, match="No space left"):
         install_adapter(bundle, replace=True)
-    assert read_card(user_models() / "polyp") == read_card(bundle) and own_folders() == {"polyp"}
+    assert read_card(user_models() / "nodule") == read_card(bundle) and own_folders() == {"nodule"}
 
 
-@pytest.mark.parametrize("name", ["head-t1", "mini", "../polyp", ".hidden", "", "a/b", "a:b", ".."])
+@pytest.mark.parametrize("name", ["head-t1", "mini", "../nodule", ".hidden", "", "a/b", "a:b", ".."])
 def test_names_of_shipped_models_and_names_that_are_none_are_refused(bundle, name):
     with pytest.raises(UserError, match=r"choose (another|one)"):
         install_adapter(bundle, name=name, replace=True)
@@ -157,30 +160,30 @@ def test_names_of_shipped_models_and_names_that_are_none_are_refused(bundle, nam
 
 def test_verifying_compares_files_with_the_card_and_the_base(bundle, other_base):
     install_adapter(bundle)
-    assert "not on this machine" in verify_adapter("polyp")  # its base is a folder elsewhere
+    assert "not on this machine" in verify_adapter("nodule")  # its base is a folder elsewhere
     assert "is the one that it was trained on" in verify_adapter("head-t1")
-    card = json.loads((user_models() / "polyp" / CARD).read_text()) | {"base": "other"}
-    (user_models() / "polyp" / CARD).write_text(json.dumps(card))
+    card = json.loads((user_models() / "nodule" / CARD).read_text()) | {"base": "other"}
+    (user_models() / "nodule" / CARD).write_text(json.dumps(card))
     (user_models() / "other").symlink_to(other_base)
     with pytest.raises(UserError, match="choose that base"):
-        verify_adapter("polyp")
-    with (user_models() / "polyp" / WEIGHTS).open("r+b") as file:
+        verify_adapter("nodule")
+    with (user_models() / "nodule" / WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\1")
     with pytest.raises(UserError, match="checksum differs"):
-        verify_adapter("polyp")
+        verify_adapter("nodule")
 
 
 def test_only_adapters_of_ones_own_are_removed(bundle, tiny_base, tmp_path):
     install_adapter(bundle)
     (user_models() / "linked").symlink_to(bundle)
-    for name in ("head-t1", "mini", "nobody", "../polyp", ""):
+    for name in ("head-t1", "mini", "nobody", "../nodule", ""):
         with pytest.raises(UserError, match=r"stays|of your own"):
             remove_adapter(name)
     assert (SHIPPED_MODELS / "head-t1" / WEIGHTS).is_file()
     remove_adapter("linked")
     assert files(bundle) == set(FILES)
-    remove_adapter("polyp")
+    remove_adapter("nodule")
     assert own_folders() == set()
 
 
@@ -189,17 +192,17 @@ def test_the_command_lists_installs_verifies_and_removes(monkeypatch, capsys, bu
         return run_command(monkeypatch, capsys, adapters.main, *arguments)
 
     code, printed, _ = command("install", bundle, "--dry-run", "--json")
-    assert code == 0 and json.loads(printed)["card"]["name"] == "polyp" and own_folders() == set()
+    assert code == 0 and json.loads(printed)["card"]["name"] == "nodule" and own_folders() == set()
     assert command("install", zipped(bundle))[0] == 0
     code, printed, _ = command("list", "--json")
     rows = {row["name"]: row for row in json.loads(printed)}
-    assert rows["polyp"]["card"]["method"] == "dense" and not rows["polyp"]["shipped"]
+    assert rows["nodule"]["card"]["method"] == "dense" and not rows["nodule"]["shipped"]
     assert "head-t1: dense VL for mini, shipped" in command("list")[1]
     assert command("verify")[1].count("whole") == 2
-    (user_models() / "polyp" / CARD).write_text("{}")
+    (user_models() / "nodule" / CARD).write_text("{}")
     code, printed, errors = command("verify")
     assert code == 2 and "not the card" in errors and "head-t1" in printed
     assert "not the card" in command("list")[1]
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115, PTH123
-    assert command("remove", "polyp")[0] == 2 and own_folders() == {"polyp"}
-    assert command("remove", "polyp", "--yes")[0] == 0 and own_folders() == set()
+    assert command("remove", "nodule")[0] == 2 and own_folders() == {"nodule"}
+    assert command("remove", "nodule", "--yes")[0] == 0 and own_folders() == set()

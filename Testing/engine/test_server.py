@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
-from conftest import ball
+from conftest import SHIPPED_ADAPTERS, ball
 
 from engine.cache import EncodingCache
 from engine.imaging.volume import Volume
@@ -205,7 +205,7 @@ def test_a_header_that_is_no_description_is_refused(server, text):
         ({"prompts": ["x" * 301]}, 422, "300"),
         ({"prompts": ["x"] * 65}, 422, "64"),
         ({"threshold": 1.5}, 422, "threshold"),
-        ({"adapter": "nothing"}, 400, "there are ball, head-t1"),
+        ({"adapter": "nothing"}, 400, f"there are {', '.join(['ball', *SHIPPED_ADAPTERS])}"),
         ({"adapter": "../served/ball"}, 400, "there is no adapter"),
         ({"base": "clipseg"}, 400, "there is no base 'clipseg'"),  # would be fetched from a network
         ({"volume": "0" * 32}, 404, "send it again"),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import qt_stand_in
-from conftest import files, make_adapter, own_folder
+from conftest import SHIPPED_ADAPTERS, files, make_adapter, own_folder
 from harness import MODULE, add_volume, make_models, open_scene, slicer, util, warm_engine
 from test_module_panel import until
 from VLSMSegmenterLib import dependencies
@@ -147,45 +147,46 @@ def test_where_the_engine_runs_comes_back_without_the_token(panel, new_panel, mo
 
 
 def test_adapters_are_listed_with_method_data_and_dice(panel):
-    assert names(panel) == ["head", "head-t1", "strict"]
+    assert names(panel) == sorted(["head", "strict", *SHIPPED_ADAPTERS])
     table = panel.ui.adapterTable
-    assert [table.item(0, column).text() for column in (1, 2, 3)] == ["dense VL", "0.51", "one ball"]
+    row = names(panel).index("head")
+    assert [table.item(row, column).text() for column in (1, 2, 3)] == ["dense VL", "0.51", "one ball"]
     removable = []
-    for row in range(3):
+    for row, name in enumerate(names(panel)):
         table.selectRow(row)
-        removable.append(panel.ui.removeButton.enabled)
-    assert removable == [True, False, True]  # head-t1 is shipped
+        removable += [name] * panel.ui.removeButton.enabled
+    assert removable == ["head", "strict"]  # the others are shipped
 
 
 def test_an_adapter_is_installed_shown_and_removed(panel, answers, models, tmp_path, tiny_base, monkeypatch):
     monkeypatch.setattr("test_module_panel.PATIENCE_SECONDS", 500)  # processes that load PyTorch one after another
     ui = panel.ui
-    make_adapter(tmp_path / "polyp", tiny_base, licence="CC BY 4.0")
-    archive = shutil.make_archive(str(tmp_path / "polyp"), "zip", tmp_path, "polyp")
+    make_adapter(tmp_path / "nodule", tiny_base, licence="CC BY 4.0")
+    archive = shutil.make_archive(str(tmp_path / "nodule"), "zip", tmp_path, "nodule")
     dialog = qt_stand_in.QtWidgets.QFileDialog
     monkeypatch.setattr(dialog, "getOpenFileName", lambda *arguments: (archive, ""))
 
     answers["yes"] = False
     ui.addZipButton.click()
     until(lambda: ui.adapterLabel.text == "Nothing was installed.")
-    assert not (models / "polyp").exists() and "Licence: CC BY 4.0" in answers["questions"][0]
+    assert not (models / "nodule").exists() and "Licence: CC BY 4.0" in answers["questions"][0]
     answers["yes"] = True
     ui.addZipButton.click()
-    until(lambda: ui.adapterLabel.text.startswith("installed polyp"))
-    until(lambda: "polyp" in names(panel))
-    assert files(models / "polyp") == files(tmp_path / "polyp")
-    assert "polyp" in [ui.adapterBox.itemText(number) for number in range(ui.adapterBox.count)]
+    until(lambda: ui.adapterLabel.text.startswith("installed nodule"))
+    until(lambda: "nodule" in names(panel))
+    assert files(models / "nodule") == files(tmp_path / "nodule")
+    assert "nodule" in [ui.adapterBox.itemText(number) for number in range(ui.adapterBox.count)]
 
-    ui.adapterTable.selectRow(names(panel).index("polyp"))
+    ui.adapterTable.selectRow(names(panel).index("nodule"))
     ui.removeButton.click()
-    until(lambda: "polyp" not in names(panel))
-    assert ui.adapterLabel.text.startswith("removed") and not (models / "polyp").exists()
+    until(lambda: "nodule" not in names(panel))
+    assert ui.adapterLabel.text.startswith("removed") and not (models / "nodule").exists()
     assert "cannot be undone" in answers["questions"][-1]
 
 
 def test_adapters_of_a_server_are_shown_but_not_changed(panel):
     panel.setup._adapters.show(panel.logic.engine.client().adapters(), local=False)
-    assert names(panel) == ["head", "head-t1", "strict"]
+    assert names(panel) == sorted(["head", "strict", *SHIPPED_ADAPTERS])
     panel.ui.adapterTable.selectRow(0)
     assert not any(getattr(panel.ui, name).enabled for name in ("addFolderButton", "verifyButton", "removeButton"))
     assert "own machine" in panel.ui.adapterLabel.text
