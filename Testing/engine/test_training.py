@@ -77,7 +77,18 @@ def test_an_adapter_is_trained_bundled_and_segments(
 
 
 def test_an_adapter_on_the_shipped_base_learns_what_the_base_does_not_know(train_command, pictures, tmp_path):
-    options = ["--base", "mini", "--epochs", 15, "--learning-rate", 0.01, "--absent-rate", 0, "--patience-epochs", 15]
+    options = [
+        "--base",
+        "mini",
+        "--epochs",
+        15,
+        "--learning-rate",
+        0.01,
+        "--absent-rate",
+        0,
+        "--patience-epochs",
+        15,
+    ]
     assert train_command("--data", pictures, "-o", tmp_path / "disc", *options)[0] == 0
     scores = []
     for adapter in (None, str(tmp_path / "disc")):
