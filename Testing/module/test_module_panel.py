@@ -40,6 +40,7 @@ def panel(tmp_path, engine, monkeypatch):
         panel.widget.show()
         panel.enter()
         until(lambda: panel._asking is None)
+        panel.ui.adapterBox.setCurrentText("head")
         yield panel
         panel.widget.close()
 
