@@ -4,13 +4,28 @@ import stat
 import struct
 import zipfile
 import zlib
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+from engine.errors import UserError
 
 # what zipfile raises for damaged files
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, RuntimeError)
 
 
-def problem_of(entry: zipfile.ZipInfo) -> str:
+def safe_entries(archive: zipfile.ZipFile, source: Path) -> list[zipfile.ZipInfo]:
+    """Return the entries of a ZIP file, once all of them are safe to unpack.
+
+    Raises:
+        UserError: one is not.
+    """
+    entries = archive.infolist()
+    for entry in entries:
+        if problem := _problem_of(entry):
+            raise UserError(f"{source} holds '{entry.filename}', which {problem}; it is refused")
+    return entries
+
+
+def _problem_of(entry: zipfile.ZipInfo) -> str:
     """Return why an entry of a ZIP file is not safe to unpack; nothing where it is."""
     name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
     if name.startswith("/") or "\\" in name or ":" in name or "\0" in name:

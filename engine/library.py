@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from engine.archives import DAMAGE, problem_of
+from engine.archives import DAMAGE, safe_entries
 from engine.bases import SHIPPED_MODELS, is_base, local_base_names, open_base, user_models
 from engine.bundle import (
     CARD,
@@ -245,12 +245,10 @@ def _open_in_folder(source: Path, name: str) -> BinaryIO:
 
 def _checked_entries(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfile.ZipInfo]:
     """Return the entries of the adapter's files, by name, once all entries are safe."""
-    entries = archive.infolist()
-    if len(entries) > MOST_ENTRIES:
-        raise UserError(f"{source} holds {len(entries)} entries; an adapter has three, so it is refused")
-    for entry in entries:
-        if problem := problem_of(entry):
-            raise UserError(f"{source} holds '{entry.filename}', which {problem}; it is refused")
+    count = len(archive.infolist())
+    if count > MOST_ENTRIES:
+        raise UserError(f"{source} holds {count} entries; an adapter has three, so it is refused")
+    entries = safe_entries(archive, source)
     cards = [PurePosixPath(e.filename) for e in entries if PurePosixPath(e.filename).name == CARD]
     cards = [path for path in cards if len(path.parts) <= 2 and path.parts[0] != "__MACOSX"]
     if len(cards) != 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.archives import DAMAGE, problem_of
+from engine.archives import DAMAGE, safe_entries
 from engine.errors import UserError
 
 MOST_ENTRIES = 200_000
@@ -47,12 +47,10 @@ def _unpack(path: Path, folder: Path) -> None:
 
 def _checked(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[zipfile.ZipInfo]:
     """Return the files of a ZIP file, all of them safe, and not more than the disk can hold."""
-    entries = archive.infolist()
-    if len(entries) > MOST_ENTRIES:
-        raise UserError(f"{path} holds {len(entries):,} entries, more than {MOST_ENTRIES:,}; it is refused")
-    for entry in entries:
-        if problem := problem_of(entry):
-            raise UserError(f"{path} holds '{entry.filename}', which {problem}; it is refused")
+    count = len(archive.infolist())
+    if count > MOST_ENTRIES:
+        raise UserError(f"{path} holds {count:,} entries, more than {MOST_ENTRIES:,}; it is refused")
+    entries = safe_entries(archive, path)
     size, there = sum(entry.file_size for entry in entries), path.stat().st_size
     if size > LARGEST_BYTES or size > MOST_UNPACKED * there:
         raise UserError(f"{path} says that its {there:,} bytes unpack to {size:,}; it is refused")
