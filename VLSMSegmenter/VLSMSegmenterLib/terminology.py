@@ -3,10 +3,10 @@
 Slicer's own lists are the source: nothing is kept here that could differ from them.
 """
 
-import re
-
 import slicer
 import vtk
+
+from engine.spelling import plain_words
 
 PREFERRED = (
     "Segmentation category and type - 3D Slicer General Anatomy list",
@@ -14,8 +14,6 @@ PREFERRED = (
 )
 REGIONS = "Anatomic codes - DICOM master list"
 TISSUE = f"{PREFERRED[0]}~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~{REGIONS}~^^~^^"
-ARTICLES = {"the", "a", "an"}
-AMERICAN = {"grey": "gray", "tumour": "tumor", "oesophagus": "esophagus", "caecum": "cecum", "foetus": "fetus"}
 
 
 def terminology_of(prompt: str, logic: "slicer.vtkSlicerTerminologiesModuleLogic | None" = None) -> str:
@@ -48,8 +46,7 @@ def _slicers_logic() -> "slicer.vtkSlicerTerminologiesModuleLogic | None":
 
 
 def _normal(text: str) -> str:
-    words = re.findall(r"[^\W_]+", text.lower())
-    return " ".join(AMERICAN.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join(plain_words(text))
 
 
 def _keys(prompt: str) -> list[str]:

@@ -1,11 +1,12 @@
 """What prompts mean in DICOM's coded terms (SNOMED CT), by the lists of the standard that pydicom keeps."""
 
-import re
 from functools import cache
 from typing import NamedTuple
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+
+from engine.spelling import plain_words
 
 # Each category (PS3.16, CID 7150) with the group of its types; the first that knows a word wins.
 GROUPS = (
@@ -16,8 +17,6 @@ GROUPS = (
     (codes.SCT.PhysicalObject, codes.cid7193),
 )
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
-ARTICLES = {"the", "a", "an"}
-AMERICAN = {"grey": "gray", "tumour": "tumor", "oesophagus": "esophagus", "caecum": "cecum", "oedema": "edema"}
 SAME = {"tumor": "neoplasm", "urinary bladder": "bladder"}  # SNOMED's own synonyms
 
 
@@ -37,17 +36,12 @@ def meaning_of(prompt: str) -> Meaning:
 
     Articles, plurals, capitals and British spelling do not matter.
     """
-    words = _words(prompt)
+    words = plain_words(prompt)
     whole = _known(words)
     if whole or not words or words[0] not in SIDES:
         return whole or GENERAL
     part = _known(words[1:])
     return part._replace(side=SIDES[words[0]]) if part else GENERAL
-
-
-def _words(text: str) -> list[str]:
-    words = re.findall(r"[^\W_]+", text.lower())
-    return [AMERICAN.get(word, word) for word in words if word not in ARTICLES]
 
 
 def _known(words: list[str]) -> Meaning | None:
@@ -61,5 +55,5 @@ def _table() -> dict[str, Meaning]:
     table: dict[str, Meaning] = {}
     for category, group in GROUPS:
         for code in group.concepts.values():
-            table.setdefault(" ".join(_words(code.meaning)), Meaning(category, code))
+            table.setdefault(" ".join(plain_words(code.meaning)), Meaning(category, code))
     return table
