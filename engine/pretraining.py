@@ -215,7 +215,7 @@ def learning_rate(stage: Stage, number: int) -> float:
 
 
 def _batches(
-    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int, share: tuple[int, int] = (0, 1)
+    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int, share: tuple[int, int]
 ) -> Iterator[list[Sample]]:
     """Yield the batches of a stage after `start` steps; `share` is this process and the number of them."""
     process, processes = share

@@ -268,7 +268,7 @@ def _group(files: Iterable[Path]) -> list[Series]:
         if is_image:
             check_size(path, header)
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-        elif lost and not bare and not is_image:
+        elif lost and not bare:
             damaged.append(path)
     if damaged and groups:
         raise UserError(f"{damaged[0]} is damaged, and may be a slice of the series beside it; get it again")

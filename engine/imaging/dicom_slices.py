@@ -61,6 +61,12 @@ class Slice:
         return np.concatenate([rows, columns / np.linalg.norm(columns)])
 
     @property
+    def normal(self) -> np.ndarray:
+        """The direction across the slice."""
+        rows, columns = np.split(self.orientation, 2)
+        return np.cross(rows, columns)
+
+    @property
     def pixel_spacing_mm(self) -> np.ndarray:
         """The distances of rows and of columns."""
         return self._numbers("PixelSpacing", 2, "pixel spacing")

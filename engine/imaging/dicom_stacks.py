@@ -58,8 +58,7 @@ class Stack:
 
     @property
     def normal(self) -> np.ndarray:
-        orientation = self.slices[0].orientation
-        return np.cross(orientation[:3], orientation[3:])
+        return self.slices[0].normal
 
     @property
     def along_mm(self) -> np.ndarray:
@@ -157,14 +156,14 @@ def _is_alike(one: Slice, other: Slice) -> bool:
 
 
 def _describe(slice_: Slice) -> str:
-    normal = np.abs(np.cross(slice_.orientation[:3], slice_.orientation[3:]))
+    normal = np.abs(slice_.normal)
     plane = AXES[int(normal.argmax())] if normal.max() > 0.9 else "oblique"
     spacing = "×".join(f"{mm:g}" for mm in slice_.pixel_spacing_mm[::-1])
     return f"{plane} {slice_.size[1]}×{slice_.size[0]} of {spacing} mm"
 
 
 def _sorted(slices: Sequence[Slice]) -> tuple[Slice, ...]:
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    normal = slices[0].normal
     return tuple(sorted(slices, key=lambda s: float(s.position_mm @ normal)))
 
 

@@ -43,10 +43,8 @@ NIFTI_BYTES = {
 }
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 MOST_EXCESS = 2  # how often a compressed file may hold what its header says, or a mebibyte
-MOST_PIXELS_A_BYTE, SMALL_PICTURE = (
-    9000,
-    16 << 20,
-)  # pixels; 8320 is what deflate can make of one byte at 1 bit each
+MOST_PIXELS_A_BYTE = 9000  # 8320 is what deflate can make of one byte at 1 bit each
+SMALL_PICTURE = 16 << 20  # pixels
 SFORM_TOLERANCE = 0.1  # of a voxel; headers keep single precision, and a real contradiction is larger
 MOST_LISTED = 20  # frames that a message names
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
