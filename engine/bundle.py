@@ -85,20 +85,15 @@ def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterC
     write_tensors(folder / NEXT_WEIGHTS, trained.state_dict())
     card = replace(card, sha256=sha256_of(folder / NEXT_WEIGHTS))
     (folder / PICTURE).unlink(missing_ok=True)  # it would show what other weights made
-    _write_card(folder, card)  # from here on the bundle is the new one
+    write_card(folder, card)  # from here on the bundle is the new one
     (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS)
-    write_card(folder, card)
     return card
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
     """Write `card.json` and `README.md` of a bundle whose weights, and picture if it has one, are there."""
-    _write_card(folder, card)
-    write_text(folder / README, card_for_people(card, (folder / PICTURE).is_file()))
-
-
-def _write_card(folder: Path, card: AdapterCard) -> None:
     write_text(folder / CARD, json.dumps(asdict(card), indent=1) + "\n")
+    write_text(folder / README, card_for_people(card, (folder / PICTURE).is_file()))
 
 
 def measured(data_set: str, kind: str) -> str:
