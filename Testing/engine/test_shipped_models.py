@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_command
+from conftest import SHIPPED_ADAPTERS, run_command
 
 from engine import demo
 from engine.bases import SHIPPED_MODELS, open_base
@@ -12,7 +12,6 @@ from engine.model.adapter import BaseShape
 from engine.segmenter import Segmenter
 
 LARGEST_BASE_BYTES = 32e6
-ADAPTERS = [path.parent.name for path in sorted(SHIPPED_MODELS.glob("*/adapter.safetensors"))]
 
 
 def test_the_embedded_base_is_small_and_described():
@@ -26,7 +25,7 @@ def test_the_embedded_base_is_small_and_described():
     assert (folder / "README.md").is_file() and (folder / "recipe.yaml").is_file()
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", SHIPPED_ADAPTERS)
 def test_a_shipped_adapter_loads_and_its_card_says_where_it_is_from(name):
     card = read_card(find_adapter(name))
     assert check_base(card, open_base("mini")) is None
@@ -35,7 +34,7 @@ def test_a_shipped_adapter_loads_and_its_card_says_where_it_is_from(name):
 
 
 def test_the_adapters_are_listed_and_fit_the_base():
-    assert set(ADAPTERS) <= set(adapter_names()) and "head-t1" in ADAPTERS
+    assert set(SHIPPED_ADAPTERS) <= set(adapter_names()) and "head-t1" in SHIPPED_ADAPTERS
     assert BaseShape.of(open_base("mini").load_network().config).extract_layers == (3, 6, 9)
 
 
