@@ -93,13 +93,13 @@ def test_a_bundle_whose_save_was_cut_off_before_the_last_step_is_the_new_one(tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        write_card = engine.bundle._write_card
+        write_card = engine.bundle.write_card
 
         def write_and_stop(*arguments):
             write_card(*arguments)
             patch.setattr("pathlib.Path.replace", stop)
 
-        patch.setattr(engine.bundle, "_write_card", write_and_stop)
+        patch.setattr(engine.bundle, "write_card", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
             save_bundle(folder, model.trained, read_card(folder))
     trained = load_model(base, folder, read_card(folder)).trained
@@ -109,9 +109,9 @@ def test_a_bundle_whose_save_was_cut_off_before_the_last_step_is_the_new_one(tmp
 
 
 def test_an_adapter_whose_replacement_was_cut_off_comes_back(tmp_path, tiny_base):
-    make_adapter(user_models() / ".installing-abc" / "before" / "polyp", tiny_base)
-    assert "polyp" in [entry.name for entry in list_adapters()]
-    assert [path.name for path in user_models().iterdir()] == ["polyp"]
+    make_adapter(user_models() / ".installing-abc" / "before" / "nodule", tiny_base)
+    assert "nodule" in [entry.name for entry in list_adapters()]
+    assert [path.name for path in user_models().iterdir()] == ["nodule"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")

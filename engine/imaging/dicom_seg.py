@@ -13,6 +13,7 @@ from engine import __version__
 from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.codes import meaning_of
+from engine.imaging.dicom_files import read_header
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume
 
@@ -127,7 +128,7 @@ def _headers(path: Path, volume: Volume) -> list[pydicom.Dataset]:
             f"{path} is DICOM, which refers to the slices of a DICOM series, and {volume.name} is none; {OTHERWISE}"
         )
     try:
-        headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in volume.sources]
+        headers = [read_header(file, force=True) for file in volume.sources]
     except OSError as error:
         raise UserError(
             f"the files of {volume.name}, to which {path} would refer, are gone; {OTHERWISE}"
