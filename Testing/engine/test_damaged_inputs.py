@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import sys
 import tracemalloc
@@ -16,12 +17,17 @@ import SimpleITK as sitk
 from conftest import make_adapter
 from fuzz import GOOD, meet_all
 from fuzzing.kinds import _bytes_of, _slice
+from PIL import Image
 
 from engine.bases import open_base
 from engine.bundle import CARD, WEIGHTS, load_model, read_card
 from engine.data import open_data_set, open_splits
 from engine.errors import LONGEST_MESSAGE, UserError
+from engine.imaging.labels import read_segmentation
 from engine.imaging.reading import read_frames, read_volume, unpacked_bytes
+from engine.imaging.segments import Segment
+from engine.imaging.volume import Volume
+from engine.imaging.writing import write_segments
 from engine.library import install_adapter
 from engine.segmenter import Segmenter
 from engine.studies import Outputs, Request, is_done
@@ -154,6 +160,46 @@ def test_a_length_in_dicom_takes_no_memory_that_the_file_does_not_have(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("syntax", ["1.2.3.4", "1.2.840.113619.5.2", "1.2.840.10008.5.1.4.1.1.7"])
+def test_a_transfer_syntax_that_dicom_does_not_know_is_refused(tmp_path, syntax):
+    content = _bytes_of(_slice(0))
+    old = pydicom.uid.ExplicitVRLittleEndian.encode()
+    place = content.index(old) - 2
+    value = syntax.encode() + b"\0" * (len(syntax) % 2)
+    content = (
+        content[:place] + struct.pack("<H", len(value)) + value + content[place + 2 + len(old) + len(old) % 2 :]
+    )
+    (tmp_path / "a.dcm").write_bytes(content)
+    with pytest.raises(UserError, match=f"'{syntax}', which is none of DICOM's"):
+        read_volume(tmp_path / "a.dcm")
+
+
+def test_a_length_in_a_picture_takes_no_memory_that_the_file_does_not_have(tmp_path):
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    place = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:place] + struct.pack(">I", 2**31 - 1) + content[place + 4 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="damaged"):
+            read_volume(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("field", "number"), [("Layer", -1), ("Layer", -(2**31)), ("LabelValue", -3)])
+def test_a_segment_in_a_layer_before_the_first_is_refused(tmp_path, field, number):
+    volume = Volume(np.zeros((4, 5, 6), np.int16))
+    path = tmp_path / "a.seg.nrrd"
+    write_segments(path, [Segment("ball", np.ones(volume.shape, bool), (1, 0, 0))], volume)
+    content, count = re.subn(rb"(Segment0_%s:=)\d+" % field.encode(), rb"\g<1>%d" % number, path.read_bytes())
+    assert count == 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no valid layer and value"):
+        read_segmentation(path, volume)
 
 
 def test_a_window_of_dicom_that_is_no_number_is_none(tmp_path):

@@ -68,9 +68,9 @@ def check_size(path: Path, header: pydicom.Dataset) -> None:
     try:
         needed, there = declared_bytes(header), path.stat().st_size
         frames, bits = int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 0)
+        syntax = _transfer_syntax(header)
     except (UserError, *UNREADABLE) as error:
         raise UserError(f"{path} has a damaged header ({error}); get it again") from error
-    syntax = _transfer_syntax(header)
     if frames < 1:
         raise UserError(f"{path} declares {frames} frames; it is damaged, get it again")
     if not 1 <= bits <= MOST_BITS:
@@ -244,8 +244,15 @@ def _depth(header: pydicom.Dataset) -> int:
 
 
 def _transfer_syntax(header: pydicom.Dataset) -> UID:
-    """Return the transfer syntax (0002,0010), or what a file without one was read as."""
+    """Return the transfer syntax (0002,0010), or what a file without one was read as.
+
+    Raises:
+        ValueError: it is none that is known.
+    """
     if "TransferSyntaxUID" in header.file_meta:
-        return header.file_meta.TransferSyntaxUID
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        if not syntax.is_transfer_syntax:
+            raise ValueError(f"its transfer syntax is '{syntax}', which is none of DICOM's")
+        return syntax
     implicit, little = header.original_encoding
     return (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
