@@ -20,7 +20,7 @@ from engine.imaging.intensity import CHOICES as WINDOWS
 from engine.imaging.planes import CHOICES as PLANES
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volume import Volume
-from engine.imaging.writing import SUFFIXES, output_suffix
+from engine.imaging.writing import DICOM_SUFFIX, SUFFIXES, output_suffix
 from engine.prompts import split_prompts
 from engine.segmenter import Segmenter
 from engine.studies import (
@@ -63,6 +63,12 @@ def _segment(request: Request, options: argparse.Namespace) -> None:
     for path in options.input:
         if not path.exists():
             raise UserError(f"{path} does not exist")
+    if options.store and not (options.format if options.output.is_dir() else options.output.name).endswith(
+        DICOM_SUFFIX
+    ):
+        raise UserError(
+            f"--store sends DICOM segmentations; write {DICOM_SUFFIX}, or --format {DICOM_SUFFIX} into a folder"
+        )
     if options.output.is_dir():
         _segment_many(request, options)
     elif len(options.input) > 1:
@@ -133,10 +139,12 @@ def _segment_study(
     source = fingerprint(path, options.series, options.frame, options.resample)
     if options.resume and is_done(outputs, segmenter, request, source):
         print("done before")
+        _store([outputs], options.store)
         return
+    all_frames = _frames(path, outputs, options)
     frames = [
         (volume, frame_outputs)
-        for volume, frame_outputs in _frames(path, outputs, options)
+        for volume, frame_outputs in all_frames
         if not (options.resume and is_done(frame_outputs, segmenter, request, source))
     ]
     for volume, frame_outputs in frames:
@@ -153,6 +161,16 @@ def _segment_study(
             )
         _print_report(report)
         print(f"wrote {frame_outputs.segments}")
+    _store([frame_outputs for _, frame_outputs in all_frames], options.store)
+
+
+def _store(studies: Iterable[Outputs], service: str | None) -> None:
+    """Send segmentations to a server, also those that were done before: it may not have got them."""
+    if service is None:
+        return
+    for outputs in studies:
+        dicomweb.store(outputs.segments, service)
+        print(f"stored {outputs.segments.name} at {service}")
 
 
 def _print_report(report: dict) -> None:
@@ -232,6 +250,12 @@ def _place(text: str) -> Path | str:
     return text if dicomweb.is_address(text) else _path(text)
 
 
+def _service(text: str) -> str:
+    if not dicomweb.is_address(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no address of a server; it starts with https:// or http://")
+    return text
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty file name")
@@ -251,7 +275,7 @@ def _frame(text: str) -> int | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
     add = parser.add_argument
-    what = "a scan, a folder or ZIP file with a DICOM series, a folder of studies, or a series on a DICOMweb server"
+    what = "scans: files, folders or ZIP files of a DICOM series, folders of studies, addresses of DICOMweb"
     add("input", type=_place, nargs="+", help=what)
     add("-p", "--prompt", action="append", default=[], help="what to segment; repeat it, or separate by ;")
     add(
@@ -293,6 +317,12 @@ def _parser() -> argparse.ArgumentParser:
         help="also write a report (JSON); folders get them always",
     )
     add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
+    add(
+        "--store",
+        type=_service,
+        metavar="SERVICE",
+        help="also send the DICOM segmentations to this DICOMweb server",
+    )
     add("--resume", action="store_true", help="skip studies of the output folder that are done")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser
