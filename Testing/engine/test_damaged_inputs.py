@@ -202,6 +202,16 @@ def test_a_segment_in_a_layer_before_the_first_is_refused(tmp_path, field, numbe
         read_segmentation(path, volume)
 
 
+@pytest.mark.parametrize("spacing", ["0.5\\«.7", "0.5", "0\\0"])
+def test_a_spacing_of_a_picture_that_is_no_two_numbers_above_zero_is_refused(tmp_path, spacing):
+    data = _slice(0)
+    del data.ImagePositionPatient, data.PixelSpacing
+    data.add_new("ImagerPixelSpacing", "LO", spacing)
+    (tmp_path / "a.dcm").write_bytes(_bytes_of(data))
+    with pytest.raises(UserError, match=r"valid pixel spacing \(ImagerPixelSpacing\)"):
+        read_volume(tmp_path / "a.dcm")
+
+
 def test_a_window_of_dicom_that_is_no_number_is_none(tmp_path):
     data = _slice(0)
     data.WindowCenter, data.WindowWidth = "nan", "400"
