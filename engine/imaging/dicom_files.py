@@ -1,8 +1,10 @@
 """DICOM files as data sets, read with no more trust in them than they earn."""
 
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -33,6 +35,15 @@ UNREADABLE = (  # what pydicom and the decoders raise for damaged files
 )
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence the libraries' warnings, which may quote a patient's name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@quietly()
 def read_header(path: Path, tags: Sequence[str] | None = None, force: bool = False) -> pydicom.Dataset:
     """Return what stands before the pixels, all of it decoded.
 
@@ -53,6 +64,7 @@ def read_header(path: Path, tags: Sequence[str] | None = None, force: bool = Fal
     return header
 
 
+@quietly()
 def read_whole(path: Path) -> pydicom.Dataset:
     """Return all of a file, with or without DICOM's mark (see `read_header`)."""
     check_deflated(path)

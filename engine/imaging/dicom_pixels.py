@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from engine.errors import UserError
-from engine.imaging.dicom_files import UNREADABLE, read_header, read_whole
+from engine.imaging.dicom_files import UNREADABLE, quietly, read_header, read_whole
 from engine.imaging.run_length import check_run_lengths
 
 MOST_UNPACKED = 1000  # times the bytes of a compressed file; deflate reaches 1032, JPEG and RLE far less
@@ -88,6 +88,7 @@ def check_size(path: Path, header: pydicom.Dataset) -> None:
         )
 
 
+@quietly()
 def read_values(path: Path, frames: Sequence[int], transforms: Sequence[pydicom.Dataset]) -> np.ndarray:
     """Decode frames of a file, and give their values their meaning.
 

@@ -1,9 +1,7 @@
 """Write segments as a DICOM segmentation (PS3.3 A.51) on the very slices of the series that they were found in."""
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from engine import __version__
 from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.codes import meaning_of
-from engine.imaging.dicom_files import read_header
+from engine.imaging.dicom_files import quietly, read_header
 from engine.imaging.resampling import covers_slices, on_source_slices
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume
@@ -39,15 +37,7 @@ PLACE_MM = 0.1  # how far a slice may lie from the grid, which evens out what po
 OTHERWISE = "write .seg.nrrd instead"
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the libraries' warnings, which may quote a patient's name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_quietly()
+@quietly()
 def check_source(path: Path, volume: Volume) -> None:
     """Refuse a volume that a DICOM segmentation cannot refer to, by making one of a single voxel.
 
@@ -59,7 +49,7 @@ def check_source(path: Path, volume: Volume) -> None:
     _segmentation(path, [Segment("voxel", voxel, (1, 1, 1), algorithm=Algorithm("none", "0", "0"))], volume)
 
 
-@_quietly()
+@quietly()
 def write_dicom_segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
     """Write segments as one object of binary frames, in one step.
 

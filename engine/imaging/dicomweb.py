@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pydicom
 
 from engine.errors import UserError
+from engine.imaging.dicom_files import quietly
 
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
@@ -92,7 +93,8 @@ def _client(service: str) -> "DICOMwebClient":
 def _talking(trouble: str) -> Iterator[None]:
     """Say what went wrong with a server by its kind alone: answers may quote names of patients."""
     try:
-        yield
+        with quietly():
+            yield
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:  # requests raises kinds of OSError
         response = getattr(error, "response", None)
         reason = f"HTTP {response.status_code}" if response is not None else type(error).__name__
