@@ -1,6 +1,6 @@
-"""Kill processes while they write, and see what they leave: `python killed_writers.py FOLDER KILLS`.
+"""Kill processes while they write, and see what they leave.
 
-Each process writes two versions of one file, or bundle, in turns until it is killed at a random moment.
+Run `PYTHONPATH=. python Testing/killed_writers.py FOLDER KILLS`. Each process writes two versions of one file, or bundle, in turns until it is killed at a random moment.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Do what users do, in one process that may reach no network: `python main_paths.py SCAN DATA BASE OUTPUT`.
+"""Do what users do, in one process that may reach no network.
 
-Segments a scan, trains a small adapter, evaluates it, lists adapters, and serves a job to a client on loopback.
+Run `PYTHONPATH=. python Testing/main_paths.py SCAN DATA BASE OUTPUT`. Segments a scan, trains a small adapter, evaluates it, lists adapters, and serves a job to a client on loopback.
 """
 
 import sys

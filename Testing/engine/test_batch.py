@@ -1,4 +1,4 @@
-"""Many studies with faulty ones among them, killed in the middle (`python Testing/batch.py 200` takes more)."""
+"""Many studies with faulty ones among them, killed in the middle (`PYTHONPATH=. python Testing/batch.py 200`: more)."""
 
 import re
 import sys
