@@ -1,6 +1,5 @@
 """The voxels of DICOM files: checked for size, decoded, and given their meaning (PS3.3 C.7.6.3, C.11.1)."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pydicom.uid import (
 )
 
 from engine.errors import UserError
+from engine.files import scratch_folder
 from engine.imaging.dicom_files import UNREADABLE, quietly, read_header, read_whole
 from engine.imaging.run_length import check_run_lengths
 
@@ -167,9 +167,9 @@ def _decode_by_gdcm(path: Path, frames: Sequence[int]) -> np.ndarray:
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with tempfile.TemporaryDirectory() as folder:
-        bare.save_as(Path(folder) / "pixels.dcm", enforce_file_format=True)
-        image = sitk.ReadImage(str(Path(folder) / "pixels.dcm"), imageIO="GDCMImageIO")
+    with scratch_folder() as folder:
+        bare.save_as(folder / "pixels.dcm", enforce_file_format=True)
+        image = sitk.ReadImage(str(folder / "pixels.dcm"), imageIO="GDCMImageIO")
     stored = sitk.GetArrayFromImage(image)
     colours = int(dataset.get("SamplesPerPixel") or 1) == 3
     return stored.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *([3] if colours else []))

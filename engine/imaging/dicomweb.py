@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pydicom
 
 from engine.errors import UserError
+from engine.files import scratch_folder
 from engine.imaging.dicom_files import quietly
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def fetched(address: str) -> Iterator[Path]:
             f"{address} is no address of images; give SERVICE/studies/UID/series/UID or SERVICE/studies/UID"
         )
     service, study, series = match.groups()
-    with tempfile.TemporaryDirectory(prefix="dicom-") as root:
-        folder = Path(root) / (series or study)
+    with scratch_folder() as root:
+        folder = root / (series or study)
         folder.mkdir()
         count = 0
         with _talking(f"{address} cannot be fetched"):
