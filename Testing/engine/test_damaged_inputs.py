@@ -63,7 +63,20 @@ def test_changed_files_and_requests_are_taken_or_refused_in_one_line(tmp_path):
         ("a.nrrd", f"{NRRD}kinds: {'x' * 5000}\n", "too long"),  # ended the process
         ("a.nrrd", f"{NRRD}{'x' * 5000}\n", "too long"),  # likewise
         ("a.nhdr", f"{NRRD}data file: %n%n%n 1 3 1\n", "no pattern"),
+        ("a.nrrd", f"{NRRD}spacings: 1 nan 2\n", None),  # says nothing of an axis
+        ("a.nrrd", f"{NRRD}spacings: 1 1 inf\n", "'inf' among the numbers of its spacings"),
+        (
+            "a.nrrd",
+            f"{NRRD}space dimension: 3\nspace directions: (1,0,0) (0,1,0) (0,0,x)\n",
+            "'x' among the numbers",
+        ),
         ("a.mha", META, None),
+        (
+            "a.mha",
+            META.replace("ElementType", "TransformMatrix = 1 0 0 0 -inf 0 0 0 1\nElementType"),
+            "'-inf' among",
+        ),
+        ("a.mha", META.replace("ElementType", "Offset = 1e300 0 0\nElementType"), "'1e300' among"),
         ("a.mha", META.replace("14 12 4", "10000 10000 10000"), "ends before its last voxel"),
         ("a.mha", META.replace("NDims = 3", "NDims = 4294967296"), "dimensions"),  # ended the process
         (
