@@ -23,8 +23,9 @@ from engine.data import open_data_set, open_splits
 from engine.errors import LONGEST_MESSAGE, UserError
 from engine.imaging.reading import read_frames, read_volume, unpacked_bytes
 from engine.library import install_adapter
+from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, is_done
+from engine.studies import is_done
 
 DEEP = "[" * 100_000
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 14 12 4\nencoding: raw\nendian: little\n"
