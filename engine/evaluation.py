@@ -15,7 +15,6 @@ from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
 ALL = "(all)"  # structures together
-BASE_ALONE = "none"  # in place of an adapter
 LARGEST_CALIBRATION = 200  # cases; more cost time and move the threshold little
 IN_VAIN = ("wrong", "absent")  # the kinds that ask for what is not there
 DENIAL = "no "  # of a prompt such as "No tumor in the breast", for an image without one

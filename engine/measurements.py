@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.bases import SHIPPED_MODELS
 from engine.bundle import QUESTIONS, WEIGHTS, AdapterCard, measured, read_card
 from engine.data import DataSet, is_data_set, open_data_set, open_splits
 from engine.errors import UserError
 from engine.evaluation import Score, by_structure, evaluate, plain, prompt_checks, random, wrong, wrong_prompts
 from engine.head import PUBLISHED, head_folder, head_set
 from engine.imaging.planes import orient, resolve_planes
+from engine.places import SHIPPED_MODELS
 from engine.segmenter import Segmenter
 from engine.tables import FIGURES, markdown_table, with_interval
 

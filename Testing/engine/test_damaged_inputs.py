@@ -29,8 +29,9 @@ from engine.imaging.segments import Segment
 from engine.imaging.volume import Volume
 from engine.imaging.writing import write_segments
 from engine.library import install_adapter
+from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, is_done
+from engine.studies import is_done
 
 DEEP = "[" * 100_000
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 14 12 4\nencoding: raw\nendian: little\n"

@@ -22,8 +22,9 @@ from engine.errors import UserError
 from engine.files import TEMPORARY, _looked_through, _remove_left, replacing, write_text
 from engine.imaging.volume import Volume
 from engine.library import list_adapters
+from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, segment_study
+from engine.studies import segment_study
 
 SHAPE = (4, 20, 24)
 KILLS = 15  # of each of four kinds of files

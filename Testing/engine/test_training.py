@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     options += ["--schedule", schedule]
     assert train_command(*options, "-o", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "interruptible", interrupting_after(steps))
+        patch.setattr("engine.commands.train.interruptible", interrupting_after(steps))
         patch.setattr("engine.cli._stop", lambda: sys.exit(130))
         code, printed, _ = train_command(*options, "-o", tmp_path / "parts")
     assert code == 130 and "go on with the same command and --resume" in printed

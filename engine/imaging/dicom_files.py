@@ -1,10 +1,8 @@
 """DICOM files as data sets, read with no more trust in them than they earn."""
 
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pydicom
@@ -14,6 +12,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engine.errors import UserError
 from engine.imaging.bounded import Bounded
+from engine.imaging.quiet import quietly
 
 LARGEST_DEFLATED_BYTES = 1 << 30
 UNREADABLE = (  # what pydicom and the decoders raise for damaged files
@@ -33,14 +32,6 @@ UNREADABLE = (  # what pydicom and the decoders raise for damaged files
     struct.error,
     zlib.error,
 )
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silence the libraries' warnings, which may quote a patient's name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @quietly()

@@ -22,7 +22,8 @@ from pydicom.uid import (
 
 from engine.errors import UserError
 from engine.files import scratch_folder
-from engine.imaging.dicom_files import UNREADABLE, quietly, read_header, read_whole
+from engine.imaging.dicom_files import UNREADABLE, read_header, read_whole
+from engine.imaging.quiet import quietly
 from engine.imaging.run_length import check_run_lengths
 
 MOST_UNPACKED = 1000  # times the bytes of a compressed file; deflate reaches 1032, JPEG and RLE far less

@@ -11,7 +11,8 @@ from engine import __version__
 from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.codes import meaning_of
-from engine.imaging.dicom_files import quietly, read_header
+from engine.imaging.dicom_files import read_header
+from engine.imaging.quiet import quietly
 from engine.imaging.resampling import covers_slices, on_source_slices
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pydicom
-
 from engine.errors import UserError
 from engine.files import scratch_folder
-from engine.imaging.dicom_files import quietly
+from engine.imaging.quiet import quietly
 
 if TYPE_CHECKING:
+    import pydicom
     from dicomweb_client.api import DICOMwebClient
 
 UID = r"[0-9.]{1,64}"
@@ -70,8 +69,10 @@ def store(path: Path, service: str) -> None:
     Raises:
         UserError: dicomweb-client is missing, or the server cannot be reached or does not take the file.
     """
+    from pydicom import dcmread  # takes half a second, which those who fetch nothing need not wait for
+
     with _talking(f"{path} cannot be stored at {service}"):
-        answer = _client(service.rstrip("/")).store_instances([pydicom.dcmread(path)])
+        answer = _client(service.rstrip("/")).store_instances([dcmread(path)])
         failed = answer.get("FailedSOPSequence")
     if failed:
         reason = failed[0].get("FailureReason")
@@ -101,7 +102,7 @@ def _talking(trouble: str) -> Iterator[None]:
         raise UserError(f"{trouble} ({reason}); check the address, and {TOKEN}") from error
 
 
-def _keep(image: pydicom.Dataset, folder: Path, number: int) -> None:
+def _keep(image: "pydicom.Dataset", folder: Path, number: int) -> None:
     folder.mkdir(exist_ok=True)
     status = os.statvfs(folder)
     if status.f_bavail * status.f_frsize < LEAST_FREE_BYTES:
@@ -111,6 +112,6 @@ def _keep(image: pydicom.Dataset, folder: Path, number: int) -> None:
     os.utime(path, (0, 0))  # the same series has the same fingerprint when it is fetched again
 
 
-def _folder_name(image: pydicom.Dataset) -> str:
+def _folder_name(image: "pydicom.Dataset") -> str:
     uid = str(image.get("SeriesInstanceUID", ""))
     return uid if re.fullmatch(UID, uid) and uid.strip(".") else "without-uid"

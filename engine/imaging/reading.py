@@ -21,7 +21,8 @@ from engine.errors import UserError
 from engine.imaging import dicom, dicom_archive
 from engine.imaging.bounded import Bounded
 from engine.imaging.headers import MOST_PACKED, check_metaimage, check_nrrd
-from engine.imaging.volume import Volume, volume_from_image
+from engine.imaging.images import volume_from_image
+from engine.imaging.volume import Volume
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

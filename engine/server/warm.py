@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.bases import local_base_names
 from engine.bundle import adapter_names, find_adapter, read_card
 from engine.errors import UserError
+from engine.places import local_base_names
 from engine.protocol import mask_of_levels, to_levels
 from engine.segmenter import DEFAULT_BASE, Result, Segmenter
 from engine.server.jobs import Event, Job, Task
