@@ -18,6 +18,7 @@ from engine.cli import progress_bar, run
 from engine.errors import UserError
 from engine.evaluation import Score
 from engine.files import replacing, write_csv, write_text
+from engine.imaging.planes import CHOICES
 from engine.measurements import Trial, measure, open_trial, shipped_adapters, summarise, table, with_metrics
 from engine.segmenter import Segmenter
 from engine.showcase import Section, draw_row, draw_together, write_page
@@ -32,6 +33,8 @@ def main() -> None:
     options = _parser().parse_args()
     if options.write_cards and options.subset:
         raise UserError("a card holds figures of whole test splits; leave out --subset or --write-cards")
+    if options.plane and (options.write_cards or options.gallery):
+        raise UserError("cards and gallery show adapters in their own planes; leave out --plane")
     trials = _open_trials(options)
     for folder in filter(None, (options.output, options.gallery)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,8 @@ def _open_trials(options: argparse.Namespace) -> list[Trial]:
         print(f"there is no folder {', '.join(map(str, missing))}")
     trials = []
     for folder in folders:
-        trial = open_trial(folder, [data for data in options.data if data not in missing], options.subset)
+        data = [data for data in options.data if data not in missing]
+        trial = open_trial(folder, data, options.subset, options.plane)
         if trial is None:
             print(f"{folder.name}: left out, as no test split of its data set was found")
         else:
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, nargs="+", required=True, help="data sets, or folders that hold them")
     add("--adapters", nargs="+", metavar="ADAPTER", help="names or folders (default: all that are shipped)")
     add("--subset", type=int, metavar="N", help="only N test cases of each set, spread evenly")
+    add("--plane", choices=CHOICES, help="how volumes are sliced (default: as each adapter wants)")
     add("--seed", type=int, default=0, help="of the random and the absent prompts")
     add("--device", default="auto")
     add("--precision", default="auto")
