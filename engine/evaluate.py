@@ -6,6 +6,7 @@ from pathlib import Path
 from engine.choices import BASE_ALONE, SPLITS
 from engine.cli import run
 from engine.errors import UserError
+from engine.imaging.planes import CHOICES
 from engine.tables import RULE
 
 PROMPTS = ("p1", "random", "all")
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("-a", "--adapter", help=f"name or folder; '{BASE_ALONE}' for the base alone")
     which.add_argument("--compare", nargs="+", metavar="ADAPTER", help="several, with paired differences")
     add("--base", help="name or folder of a base (default: the adapter's own, or mini)")
+    add("--plane", choices=CHOICES, help="how volumes are sliced (default: as the adapter wants)")
     add(
         "--prompts",
         nargs="+",

@@ -136,15 +136,17 @@ def evaluate(
     data_set: DataSet,
     asks: Sequence[Ask] = (plain,),
     on_case: Callable[[], None] = lambda: None,
+    plane: str | None = None,
 ) -> list[Score]:
     """Segment every case, and compare.
 
     Args:
+        plane: see `Segmenter.set_volume`.
         on_case: called after each case; raise `Cancelled` in it to stop.
     """
     scores = []
     for case in data_set.cases():
-        segmenter.set_volume(case.volume)
+        segmenter.set_volume(case.volume, plane)
         scores += [_score(segmenter, case, question) for ask in asks for question in ask(case)]
         on_case()
     return scores

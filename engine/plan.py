@@ -62,7 +62,8 @@ class Plan:
         schedule: of the learning rate: "plateau", the paper's, lowers it when validation stops improving; "cosine"
             lowers it to 1 % over `epochs`, which suits a run whose length is known.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
-        patience_epochs: without a better validation Dice, before training stops.
+        patience_epochs: without a better validation Dice (or, where that is equal, a lower loss), before training
+            stops.
     """
 
     method: str = "dense"

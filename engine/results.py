@@ -8,12 +8,15 @@ from pathlib import Path
 
 from engine.cli import run
 from engine.errors import UserError
+from engine.imaging.planes import CHOICES
 
 
 def main() -> None:
     options = _parser().parse_args()
     if options.write_cards and options.subset:
         raise UserError("a card holds figures of whole test splits; leave out --subset or --write-cards")
+    if options.plane and (options.write_cards or options.gallery):
+        raise UserError("cards and gallery show adapters in their own planes; leave out --plane")
     from engine.commands import results  # takes seconds: PyTorch and more
 
     results.run(options)
@@ -25,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, nargs="+", required=True, help="data sets, or folders that hold them")
     add("--adapters", nargs="+", metavar="ADAPTER", help="names or folders (default: all that are shipped)")
     add("--subset", type=int, metavar="N", help="only N test cases of each set, spread evenly")
+    add("--plane", choices=CHOICES, help="how volumes are sliced (default: as each adapter wants)")
     add("--seed", type=int, default=0, help="of the random and the absent prompts")
     add("--device", default="auto")
     add("--precision", default="auto")

@@ -48,11 +48,11 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
         with progress_bar(name, data_set.case_count) as update:
-            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update)
+            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane)
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         folder.mkdir(exist_ok=True)
         write_csv(folder / "scores.csv", scores[name])
-        _draw_cases(folder / "cases.png", segmenter, data_set, scores[name])
+        _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
     title = f"{data_set.name}, {options.split} split"
     rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
     checks = {name: prompt_checks(scores[name]) for name in names}
@@ -117,7 +117,9 @@ def _number(value: float | int) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Sequence[Score]) -> None:
+def _draw_cases(
+    path: Path, segmenter: Segmenter, data_set: DataSet, scores: Sequence[Score], plane: str | None
+) -> None:
     """Draw the best, the median and the worst case in which the structure is present."""
     asked = scores[0].kind
     ranked = sorted((s for s in scores if s.kind == asked and s.truth_share), key=lambda s: -s.dice)
@@ -125,7 +127,7 @@ def _draw_cases(path: Path, segmenter: Segmenter, data_set: DataSet, scores: Seq
         return
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     exhibits = [
-        exhibit(segmenter, data_set, score, f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}")
+        exhibit(segmenter, data_set, score, f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}", plane)
         for label, score in chosen.items()
     ]
     write_gallery(path, exhibits, columns=len(chosen), legend=True)

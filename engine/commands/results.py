@@ -62,7 +62,8 @@ def _open_trials(options: argparse.Namespace) -> list[Trial]:
         print(f"there is no folder {', '.join(map(str, missing))}")
     trials = []
     for folder in folders:
-        trial = open_trial(folder, [data for data in options.data if data not in missing], options.subset)
+        data = [data for data in options.data if data not in missing]
+        trial = open_trial(folder, data, options.subset, options.plane)
         if trial is None:
             print(f"{folder.name}: left out, as no test split of its data set was found")
         else:
