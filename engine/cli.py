@@ -1,9 +1,11 @@
-"""What the commands share: exit codes and progress."""
+"""What the commands share: exit codes, progress and what they log."""
 
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -84,6 +86,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def log_what_names_nobody() -> None:
+    """Log warnings of this project and of its HTTP server alone: those of others may quote a patient's file."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
+    warnings.simplefilter("ignore")
 
 
 def _line(task: Task) -> str:

@@ -28,6 +28,10 @@ def _check_places(options: argparse.Namespace) -> None:
     for path in options.input:
         if isinstance(path, Path) and not path.exists():
             raise UserError(f"{path} does not exist")
+    if options.cluster and not options.output.is_dir():
+        raise UserError(f"a cluster segments into an output folder that exists; {options.output} is none")
+    if options.workers and not options.cluster:
+        raise UserError("--workers are those of a cluster; add --cluster local for workers on this machine")
     if options.output.is_dir():
         for name in ("report", "preview", "masks", "probability"):
             if getattr(options, name) not in (None, BESIDE):
@@ -66,6 +70,12 @@ def _word(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty word; leave the option out for its default")
     return text
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError("give a whole number from 1 on")
+    return int(text)
 
 
 def _frame(text: str) -> int | str:
@@ -117,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         help="also write a report (JSON); folders get them always",
     )
     add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
+    add(
+        "--cluster",
+        type=_word,
+        metavar="ADDRESS",
+        help="share the studies among workers of a Ray cluster: HOST:PORT or auto, or local for this machine alone",
+    )
+    add("--workers", type=_count, help="of the cluster (default: one a GPU, or one a machine without any)")
     add("--resume", action="store_true", help="skip studies of the output folder that are done")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser

@@ -5,18 +5,16 @@ Prints one line of JSON on standard output once it is ready: url, token, version
 
 import argparse
 import json
-import logging
 import os
 import secrets
 import socket
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 from engine import __version__
-from engine.cli import run
+from engine.cli import log_what_names_nobody, run
 from engine.errors import UserError
 
 TOKEN_VARIABLE = "VLSM_TOKEN"
@@ -36,7 +34,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; run pip install --editable '.[serve]'") from error
 
-    _log_what_names_nobody()
+    log_what_names_nobody()
     settings = _settings(options, token)
     app = create_app(settings)
     listener = _listen(options.host, options.port)
@@ -69,14 +67,6 @@ def _settings(options: argparse.Namespace, token: str):
         waiting=options.waiting,
         models=options.models,
     )
-
-
-def _log_what_names_nobody() -> None:
-    """Log warnings of this project and of the HTTP server alone: those of others may quote a patient's file."""
-    handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
-    warnings.simplefilter("ignore")
 
 
 def _token() -> str:
