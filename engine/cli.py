@@ -1,5 +1,6 @@
-"""What the commands share: exit codes, progress and what they log."""
+"""What the commands share: exit codes, numbers, progress and what they log."""
 
+import argparse
 import logging
 import os
 import signal
@@ -86,6 +87,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def whole_number(text: str) -> int:
+    """Return the number that an option was given; for `type` of argparse."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError("give a whole number of at least 1")
+    return int(text)
 
 
 def log_what_names_nobody() -> None:

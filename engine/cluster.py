@@ -69,7 +69,7 @@ def segment_on_cluster(
     folder = studies[0].outputs.segments.parent
     for left in left_folders(MARK, folder):
         shutil.rmtree(left, ignore_errors=True)
-    with private_folder(MARK, folder) as mark, _connected(address) as ray:
+    with private_folder(MARK, folder) as mark, connected(address) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         count, share = shares(machines, workers, settings.device)
         kind = ray.remote(Worker).options(**share)
@@ -206,7 +206,7 @@ class _Crew:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[ModuleType]:
+def connected(address: str) -> Iterator[ModuleType]:
     """Yield the package Ray, connected to a cluster; a local one ends with this."""
     os.environ.update(NO_TELEMETRY)
     if address == LOCAL:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import PRECISIONS
-from engine.cli import run
+from engine.cli import run, whole_number
 from engine.errors import UserError
 from engine.imaging import dicomweb
 from engine.imaging.formats import SUFFIXES
@@ -72,12 +72,6 @@ def _word(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError("give a whole number from 1 on")
-    return int(text)
-
-
 def _frame(text: str) -> int | str:
     return text if text == "all" else int(text)
 
@@ -133,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="share the studies among workers of a Ray cluster: HOST:PORT or auto, or local for this machine alone",
     )
-    add("--workers", type=_count, help="of the cluster (default: one a GPU, or one a machine without any)")
+    add("--workers", type=whole_number, help="of the cluster (default: one a GPU, or one a machine without any)")
     add("--resume", action="store_true", help="skip studies of the output folder that are done")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser
