@@ -1,5 +1,6 @@
 """Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
 
+import glob
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,15 @@ def to_do(
         overwrite = order.overwrite or (bool(there) and all(path in own for path in there))
         check_outputs(order.request, outputs, overwrite, [*order.scans, *volume.sources])
     return frames
+
+
+def segmentations_of(study: Study, order: Order) -> list[Path]:
+    """Return the segmentations that are there of a study: one, or one a frame."""
+    path = study.outputs.segments
+    if order.frame != ALL_FRAMES:
+        return [path]
+    stem, dot, rest = path.name.partition(".")
+    return sorted(path.parent.glob(f"{glob.escape(stem)}_frame[0-9][0-9][0-9][0-9]{dot}{rest}"))
 
 
 def named_studies(inputs: Iterable[Path]) -> dict[str, Path]:

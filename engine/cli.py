@@ -1,9 +1,12 @@
-"""What the commands share: exit codes and progress."""
+"""What the commands share: exit codes, numbers, progress and what they log."""
 
+import argparse
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -84,6 +87,21 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def whole_number(text: str) -> int:
+    """Return the number that an option was given; for `type` of argparse."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError("give a whole number of at least 1")
+    return int(text)
+
+
+def log_what_names_nobody() -> None:
+    """Log warnings of this project and of its HTTP server alone: those of others may quote a patient's file."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
+    warnings.simplefilter("ignore")
 
 
 def _line(task: Task) -> str:

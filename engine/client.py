@@ -9,6 +9,7 @@ for result in client.segment(volume, ["brain"], adapter="head-t1"):
 import http.client
 import json
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from engine.protocol import (
     ENGINE_HEADER,
     PROTOCOL,
     PROTOCOL_HEADER,
+    SESSION_HEADER,
     VOLUME_HEADER,
     describe,
     mask_of_levels,
@@ -109,7 +111,7 @@ class Client:
         self.url = url
         self._host, self._port, self._root = parts.hostname, parts.port, parts.path.rstrip("/")
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._token, self._is_alive = token, is_alive
+        self._token, self._is_alive, self._session = token, is_alive, secrets.token_hex(16)
         try:
             self._body_limit = int(self.health()["limits"]["body_bytes"])
         except (KeyError, TypeError):
@@ -265,6 +267,7 @@ class Client:
             "Authorization": f"Bearer {self._token}",
             PROTOCOL_HEADER: str(PROTOCOL),
             ENGINE_HEADER: __version__,
+            SESSION_HEADER: self._session,
             "Connection": "close",
             **(headers or {}),
         }

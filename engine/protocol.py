@@ -15,6 +15,7 @@ from engine.errors import UserError
 
 PROTOCOL = 3  # counts up whenever an older client or server would misunderstand
 PROTOCOL_HEADER, ENGINE_HEADER, VOLUME_HEADER = "VLSM-Protocol", "VLSM-Engine", "VLSM-Volume"
+SESSION_HEADER = "X-Session-Id"  # a random word for each client: requests with the same one go to the same replica
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 LEVELS = 256
 LARGEST = 1e18  # of the numbers of a geometry; whole ones must fit into 64 bits

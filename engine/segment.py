@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import PRECISIONS
-from engine.cli import run
+from engine.cli import run, whole_number
 from engine.errors import UserError
 from engine.imaging import dicomweb
 from engine.imaging.formats import DICOM_SUFFIX, SUFFIXES
@@ -31,6 +31,10 @@ def _check_places(options: argparse.Namespace) -> None:
     written = options.format if options.output.is_dir() else options.output.name.lower()
     if options.store and not written.endswith(DICOM_SUFFIX):
         raise UserError("--store sends DICOM segmentations; write .dcm, or --format .dcm into a folder")
+    if options.cluster and not options.output.is_dir():
+        raise UserError(f"a cluster segments into an output folder that exists; {options.output} is none")
+    if options.workers and not options.cluster:
+        raise UserError("--workers are those of a cluster; add --cluster local for workers on this machine")
     if options.output.is_dir():
         for name in ("report", "preview", "masks", "probability"):
             if getattr(options, name) not in (None, BESIDE):
@@ -127,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
     add("--store", type=_service, metavar="SERVICE", help="also send the results to this DICOMweb server")
+    add(
+        "--cluster",
+        type=_word,
+        metavar="ADDRESS",
+        help="share the studies among workers of a Ray cluster: HOST:PORT or auto, or local for this machine alone",
+    )
+    add("--workers", type=whole_number, help="of the cluster (default: one a GPU, or one a machine without any)")
     add("--resume", action="store_true", help="skip studies of the output folder that are done")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser

@@ -5,29 +5,25 @@ Prints one line of JSON on standard output once it is ready: url, token, version
 
 import argparse
 import json
-import logging
 import os
-import secrets
 import socket
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 from engine import __version__
-from engine.cli import run
+from engine.cli import log_what_names_nobody, run, whole_number
 from engine.errors import UserError
+from engine.server.token import chosen_token
 
-TOKEN_VARIABLE = "VLSM_TOKEN"
-SHORTEST_TOKEN = 16
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 GRACE_SECONDS = 2
 MIB = 1 << 20
 
 
 def main() -> None:
-    options, token = _parser().parse_args(), _token()
+    options, token = _parser().parse_args(), chosen_token()
     if not options.allow_download:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is loaded, so before the server is
     try:
@@ -36,7 +32,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; run pip install --editable '.[serve]'") from error
 
-    _log_what_names_nobody()
+    log_what_names_nobody()
     settings = _settings(options, token)
     app = create_app(settings)
     listener = _listen(options.host, options.port)
@@ -69,22 +65,6 @@ def _settings(options: argparse.Namespace, token: str):
         waiting=options.waiting,
         models=options.models,
     )
-
-
-def _log_what_names_nobody() -> None:
-    """Log warnings of this project and of the HTTP server alone: those of others may quote a patient's file."""
-    handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.name.split(".")[0] in ("engine", "uvicorn"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", handlers=[handler])
-    warnings.simplefilter("ignore")
-
-
-def _token() -> str:
-    """Return a fresh token, or the one of the environment; it is no option, which others could see."""
-    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32)
-    if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
-        raise UserError(f"{TOKEN_VARIABLE} must have {SHORTEST_TOKEN} or more ASCII characters, without spaces")
-    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -126,13 +106,6 @@ def _stop_with(pid: int, server) -> None:
     os._exit(0)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number of at least 1")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.serve", description=__doc__)
     add = parser.add_argument
@@ -150,11 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         help="let clients name files in it",
     )
     add("--allow-download", action="store_true", help="fetch the public base when an adapter needs it")
-    add("--memory-mb", type=_positive, default=4096, help="for volumes, encodings and results (default: 4096)")
-    add("--body-mb", type=_positive, default=1024, help="largest volume (default: 1024)")
-    add("--volumes", type=_positive, default=16, help="how many are held (default: 16)")
-    add("--waiting", type=_positive, default=32, help="how many jobs may wait (default: 32)")
-    add("--models", type=_positive, default=3, help="how many stay warm (default: 3)")
+    add("--memory-mb", type=whole_number, default=4096, help="for volumes, encodings and results (default: 4096)")
+    add("--body-mb", type=whole_number, default=1024, help="largest volume (default: 1024)")
+    add("--volumes", type=whole_number, default=16, help="how many are held (default: 16)")
+    add("--waiting", type=whole_number, default=32, help="how many jobs may wait (default: 32)")
+    add("--models", type=whole_number, default=3, help="how many stay warm (default: 3)")
     add("--parent-pid", type=int, help="end when this process ends")
     return parser
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.batch import ALL_FRAMES, End, Order, Study, end_of, named_studies, to_do
+from engine.batch import ALL_FRAMES, End, Order, Study, end_of, named_studies, segmentations_of, to_do
 from engine.cli import progress_bar
+from engine.cluster import Settings, segment_on_cluster
 from engine.errors import UserError
 from engine.files import check_output, write_csv
 from engine.imaging import dicomweb
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace, request: Request) -> None:
             stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
             for place in options.input
         ]
+        if options.cluster:  # its workers may have another current folder
+            inputs, options.output = [path.absolute() for path in inputs], options.output.absolute()
         work = _segment_many if options.output.is_dir() else _segment_one
         work(options, request, inputs)
 
@@ -56,7 +59,10 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     summary = options.output / SUMMARY
     check_output(summary, options.overwrite or options.resume)
     order = _order(options, request, [study.path for study in studies])
-    ends = _one_after_another(_segmenter(options), studies, order)
+    if options.cluster:
+        ends = _on_cluster(options, studies, order)
+    else:
+        ends = _one_after_another(_segmenter(options), studies, order)
     write_csv(summary, ends)
     failed = sum(end.state == "failed" for end in ends)
     if failed:
@@ -70,6 +76,27 @@ def _one_after_another(segmenter: Segmenter, studies: list[Study], order: Order)
         ends.append(end_of(study, lambda study=study: _segment_study(segmenter, study, order)))
         if ends[-1].reason:
             print(f"failed: {ends[-1].reason}", file=sys.stderr)
+    return ends
+
+
+def _on_cluster(options: argparse.Namespace, studies: list[Study], order: Order) -> list[End]:
+    settings = Settings(_anywhere(options.adapter), _anywhere(options.base), **_computing(options))
+    with progress_bar("segmenting", len(studies)) as update:
+        ends = segment_on_cluster(
+            options.cluster,
+            options.workers,
+            settings,
+            studies,
+            order,
+            lambda done, working: update(done, note=f"{working} at work"),
+        )
+    ends = [
+        end if end.reason else end_of(study, lambda study=study: _store(study, order))
+        for study, end in zip(studies, ends, strict=True)
+    ]
+    for end in ends:
+        if end.reason:
+            print(f"{end.study} failed: {end.reason}", file=sys.stderr)
     return ends
 
 
@@ -90,15 +117,14 @@ def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
             )
         _print_report(report)
         print(f"wrote {outputs.segments}")
-    if order.store:
-        store([outputs for _, outputs in frames] or [study.outputs], order.store)
+    _store(study, order)
 
 
-def store(studies: list[Outputs], service: str) -> None:
-    """Send segmentations to a server, also one that was done before: it may not have got it."""
-    for outputs in studies:
-        dicomweb.store(outputs.segments, service)
-        print(f"stored {outputs.segments.name} at {service}")
+def _store(study: Study, order: Order) -> None:
+    """Send a study's segmentations to a server, also those that were done before: it may not have got them."""
+    for path in segmentations_of(study, order) if order.store else ():
+        dicomweb.store(path, order.store)
+        print(f"stored {path.name} at {order.store}")
 
 
 def _print_report(report: dict) -> None:
@@ -133,4 +159,13 @@ def _named(chosen: Path | None, beside: Path) -> Path | None:
 
 
 def _segmenter(options: argparse.Namespace) -> Segmenter:
-    return Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
+    return Segmenter(options.adapter, options.base, **_computing(options))
+
+
+def _computing(options: argparse.Namespace) -> dict[str, str]:
+    return {name: getattr(options, name) for name in ("device", "precision", "batch_size")}
+
+
+def _anywhere(model: str | None) -> str | None:
+    """Return the name of a model, or the folder of one as other processes find it."""
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model

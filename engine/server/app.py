@@ -370,12 +370,12 @@ def _result(store: Store, id: str, number: int) -> HeldResults:
 
 
 def _raw(array: np.ndarray) -> StreamingResponse:
-    """Answer with an array's bytes, piece by piece, so that a slow reader costs no copy."""
+    """Answer with an array's bytes, piece by piece, so that a slow reader costs no copy of the whole."""
     view = np.ascontiguousarray(array).reshape(-1).data
 
-    async def pieces() -> AsyncIterator[memoryview]:
+    async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(view), PIECE_BYTES):
-            yield view[start : start + PIECE_BYTES]
+            yield bytes(view[start : start + PIECE_BYTES])
 
     headers = {"Content-Length": str(view.nbytes)}
     return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)

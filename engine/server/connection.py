@@ -40,6 +40,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=Connection,
+                loop="asyncio",  # whatever faster one is installed for others
                 ws="none",
                 log_level="warning",
                 access_log=False,
