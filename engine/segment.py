@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from engine.cache import EncodingCache
 from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
@@ -151,6 +152,7 @@ def _segment_study(
                 lambda step, done, total: update(done, description=step, total=total),
                 source,
             )
+        segmenter.forget_volume()  # before the next one is read
         _print_report(report)
         print(f"wrote {frame_outputs.segments}")
 
@@ -211,7 +213,9 @@ def _named(chosen: Path | None, beside: Path) -> Path | None:
 
 
 def _segmenter(options: argparse.Namespace) -> Segmenter:
-    return Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
+    segmenter = Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
+    segmenter.cache = EncodingCache(limit_bytes=0)  # no study comes twice
+    return segmenter
 
 
 def _request(options: argparse.Namespace) -> Request:

@@ -46,7 +46,8 @@ class Result:
     Attributes:
         prompt: as it was given.
         volume: the volume that was segmented, with its geometry.
-        probability: (z, y, x) float16 in 0..1, on the volume's own grid.
+        probability: (z, y, x) float16 in 0..1, on the volume's own grid; None where it was let go of, and then
+            there is no mask either.
         presence: 0..1, the mean of the 100 highest probabilities that the decoder gave.
         threshold: what `mask` uses when it is not told another.
         presence_threshold: the presence below which the structure counts as not found.
@@ -54,7 +55,7 @@ class Result:
 
     prompt: str
     volume: Volume
-    probability: np.ndarray
+    probability: np.ndarray | None
     presence: float
     threshold: float
     presence_threshold: float

@@ -112,6 +112,7 @@ def _train_one(
         device,
         options.precision,
         options.keep_activations,
+        options.recompute_activations,
     )
     if options.resume:
         trainer.resume()
@@ -265,6 +266,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=PLACES,
         default="auto",
         help="where what a frozen encoder makes of each image is kept between epochs (default: auto)",
+    )
+    add(
+        "--recompute-activations",
+        action="store_true",
+        help="less memory for more time: the backward pass computes the vision encoder's activations again",
     )
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")

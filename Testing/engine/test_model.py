@@ -106,6 +106,24 @@ def test_a_net_that_is_prepared_for_the_cpu_gives_what_it_gave(network, inputs, 
         assert (values - reference).norm() < tolerance * reference.norm()
 
 
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(network, inputs):
+    net = CLIPSeg(network, build_adapter("dense", "VL", BaseShape.of(network.config)))
+    gradients, kept = {}, {}
+    for net.recompute_activations in (False, True):
+        net.zero_grad()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        ):
+            loss = net(*inputs).square().mean()
+        kept[net.recompute_activations] = sum(sizes)
+        loss.backward()
+        gradients[net.recompute_activations] = [p.grad.clone() for p in net.adapter.parameters()]
+    torch.testing.assert_close(gradients[True], gradients[False], atol=0, rtol=1e-5)
+    assert any(gradient.any() for gradient in gradients[True])
+    assert kept[True] < 0.8 * kept[False]
+
+
 def test_layers_beyond_the_last_extracted_one_are_dropped(network):
     assert len(network.clip.vision_model.encoder.layers) == 4
     assert len(CLIPSeg(network).vision.encoder.layers) == 3
