@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cache import EncodingCache
 from engine.errors import UserError
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volume import Volume
@@ -57,6 +58,13 @@ class End:
     study: str
     state: str
     reason: str
+
+
+def open_segmenter(**settings: str | None) -> Segmenter:
+    """Return a segmenter (see there) that keeps no encodings of volumes that are done: no study comes twice."""
+    segmenter = Segmenter(**settings)
+    segmenter.cache = EncodingCache(limit_bytes=0)
+    return segmenter
 
 
 def end_of(study: Study, work: Callable[[], None]) -> End:

@@ -1,166 +1,166 @@
-"""Compare Hugging Face's plain forward, slice by slice, with the engine, in one run on one machine."""
+"""Compare Hugging Face's plain forward, slice by slice, with the engine, in one run on one machine; with --all also
+measure training, and how time and memory grow, and write a page about it."""
 
 import argparse
 import json
-import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+import psutil
 from rich.console import Console
 from rich.table import Table
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-from engine.bases import Base
+from engine.bases import Base, open_base
 from engine.cli import run
-from engine.devices import DEVICES, PRECISIONS, cpu_capabilities
-from engine.imaging.intensity import intensity_range
-from engine.imaging.volume import Volume
-from engine.model.initialise import new_network
-from engine.pixels import to_pixel_values, to_slice_size
-from engine.prompts import encode_prompts
-from engine.segmenter import Segmenter
-from engine.vocabulary import train_tokenizer
+from engine.devices import DEVICES, PRECISIONS, choose_device
+from engine.errors import UserError
+from engine.files import check_output, write_text
+from engine.segmenter import DEFAULT_BASE, Segmenter
+from engine.speed import segmenting, training
+from engine.speed.clock import machine
+from engine.speed.inputs import draw_pictures, full_size_base, random_adapter
+from engine.speed.page import PAGE, write_page
+from engine.speed.plain import PlainForward
 
-PROMPTS = ("brain", "liver", "left lung")
+FULL_SIZE = "full size, random weights"
+FIGURES = "benchmark.json"
+METHODS = ("dense", "shallow")
+GROWTH_SLICES = 24  # where something else than slices grows
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured with --all."""
+
+    bases: tuple[str, ...] = (DEFAULT_BASE, FULL_SIZE)
+    slices: tuple[int, ...] = (30, 100, 300, 1000, 3000)
+    prompts: tuple[int, ...] = (1, 3, 10, 30, 100)
+    adapters: tuple[int, ...] = (1, 2, 5, 10, 20)
+    volumes: tuple[int, ...] = (1, 2, 5, 10, 20)
+    training_batch: int = 4
+
+
+QUICK = Sizes((DEFAULT_BASE,), (4, 12), (1, 3), (1, 2), (1, 2), 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m engine.benchmark", description=__doc__)
-    parser.add_argument("--base", help="name or folder (default: the full-size architecture with random weights)")
-    parser.add_argument("--slices", type=int, default=24, help="of the volume, each 512×512 (default: 24)")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the median is reported")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
-    parser.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS))
-    options = parser.parse_args()
-    volume = random_volume(options.slices)
-    with tempfile.TemporaryDirectory() as folder:
-        base_folder = options.base or str(full_size_base(Path(folder)))
-        segmenter = Segmenter(base=base_folder, device=options.device, precision=options.precision)
-        figures = compare(segmenter, volume, options.repeats)
-    figures |= {
-        "base": options.base or "full size, random weights",
-        "slices": options.slices,
-        "device": device_name(segmenter.device),
-        "precision": str(segmenter.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    print_figures(figures)
-    print(json.dumps(figures))
+    options = _parser().parse_args()
+    if options.all and not options.output:
+        raise UserError("--all writes a page with plots; name its folder with -o FOLDER")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        for name in (PAGE, FIGURES):
+            check_output(options.output / name, options.overwrite)
+    sizes = QUICK if options.quick else Sizes()
+    bases = (options.base,) if options.base else sizes.bases if options.all else (FULL_SIZE,)
+    with tempfile.TemporaryDirectory() as name:
+        figures = _measure(Path(name), bases, sizes, options)
+    if options.output:
+        write_text(options.output / FIGURES, json.dumps(_rounded(figures), indent=1) + "\n")
+        write_page(options.output, figures)
+        print(f"wrote {options.output / PAGE} and {options.output / FIGURES}")
+    else:
+        print(json.dumps(_rounded(figures)))
 
 
-def full_size_base(folder: Path) -> Path:
-    """Make a base with the public configuration (clipseg-rd64-refined) and random weights."""
-    tokenizer = train_tokenizer(PROMPTS, 49408)
-    tokens = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    config = CLIPSegConfig(
-        vision_config={"image_size": 224, "patch_size": 16},
-        text_config={f"{name}_token_id": token for name, token in tokens.items()},
-        extract_layers=[3, 6, 9],
-        reduce_dim=64,
-        use_complex_transposed_convolution=True,
+def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argparse.Namespace) -> dict:
+    device = choose_device(options.device)
+    figures = {"machine": machine(device), "arguments": _arguments(options), "repeats": options.repeats}
+    bases = {name: _open_base(name, folder) for name in names}
+    figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
+    if options.all:
+        figures["growth_base"] = names[0]
+        figures |= _grow(folder, bases[names[0]], sizes, options)
+        pictures = draw_pictures(folder / "pictures", sizes.training_batch)
+        figures["training"] = [
+            _told(
+                {"base": name}
+                | training.compare(
+                    base, pictures, folder / "runs", method, sizes.training_batch, options.repeats, device
+                )
+            )
+            for name, base in bases.items()
+            for method in METHODS
+        ]
+    return figures | {"load_at_the_end": round(psutil.getloadavg()[0], 1)}
+
+
+def _open_base(name: str, folder: Path) -> Base:
+    return open_base(str(full_size_base(folder / "full")) if name == FULL_SIZE else name)
+
+
+def _compare(name: str, base: Base, options: argparse.Namespace) -> dict:
+    segmenter, plain = _ways(base, options)
+    return _told(
+        {
+            "base": name,
+            "precision": str(segmenter.model.dtype).removeprefix("torch."),
+            "encoder_gflop": segmenting.encoder_gflop(segmenter),
+            **segmenting.compare(segmenter, plain, options.slices, options.repeats),
+        }
     )
-    torch.manual_seed(0)
-    new_network(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
-def random_volume(slices: int) -> Volume:
-    """Return smooth random structures without empty slices, 512×512 a slice."""
-    coarse = np.random.default_rng(0).normal(size=(slices, 32, 32)).astype(np.float32)
-    return Volume(np.kron(coarse, np.ones((1, 16, 16), np.float32)), (0.8, 0.8, 1.0), name="benchmark")
-
-
-def compare(segmenter: Segmenter, volume: Volume, repeats: int) -> dict:
-    """Return seconds of both ways, the memory of the cache and the largest difference of a probability."""
-    plain = PlainHuggingFace(segmenter.base, segmenter.device)
-    plain.segment(Volume(volume.voxels[:1]), PROMPTS[0])  # warm up both
-    segmenter.set_volume(Volume(volume.voxels[:2]))
-    segmenter.segment(PROMPTS[0])
-    seconds: dict[str, list[float]] = {"plain": [], "first": [], "further": []}
-    difference = 0.0
-    for repeat in range(repeats):
-        expected = _timed(seconds["plain"], lambda: plain.segment(volume, PROMPTS[0]), segmenter.device)
-        fresh = volume.with_voxels(volume.voxels + repeat)  # so that nothing is found in the cache
-
-        def first(fresh: Volume = fresh) -> np.ndarray:
-            segmenter.set_volume(fresh)
-            return segmenter.segment(PROMPTS[0]).probability
-
-        ours = _timed(seconds["first"], first, segmenter.device)
-        for prompt in PROMPTS[1:]:
-            _timed(seconds["further"], lambda prompt=prompt: segmenter.segment(prompt), segmenter.device)
-        difference = max(difference, float(np.abs(expected - ours.astype(np.float32)).max()))
-    plain_s, first_s, further_s = (statistics.median(values) for values in seconds.values())
-    maps = segmenter._planes[0].maps
-    return {
-        "plain_seconds_per_prompt": round(plain_s, 3),
-        "first_prompt_seconds": round(first_s, 3),
-        "further_prompt_seconds": round(further_s, 4),
-        "first_prompt_speedup": round(plain_s / first_s, 2),
-        "further_prompt_speedup": round(plain_s / further_s, 1),
-        "cache_kb_per_slice": round(maps.nbytes / len(maps) / 1000, 1),
-        "largest_difference": round(difference, 5),
+def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -> dict:
+    segmenter, plain = _ways(base, options)
+    slices = min(GROWTH_SLICES, max(sizes.slices))
+    folders = [random_adapter(folder / f"adapter-{n}", base, METHODS[n % 2], n) for n in range(max(sizes.adapters))]
+    settings = {"device": options.device, "precision": options.precision}
+    growth = {
+        "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
+        "prompts": segmenting.over_prompts(segmenter, plain, slices, sizes.prompts),
+        "volumes": segmenting.over_volumes(segmenter, slices, sizes.volumes),
+        "adapters": segmenting.over_adapters(folders, settings, plain, slices, sizes.adapters),
     }
+    for rows in growth.values():
+        for row in rows:
+            _told(row)
+    return {"growth": growth, "profile": segmenting.where_the_time_goes(segmenter, slices)}
 
 
-class PlainHuggingFace:
-    """The plain way: the model's own forward in fp32, one slice and one prompt at a time."""
-
-    def __init__(self, base: Base, device: torch.device):
-        self.base = base
-        self.device = device
-        self.tokenizer = base.load_tokenizer()
-        self.network: CLIPSegForImageSegmentation = base.load_network().to(device)
-
-    @torch.inference_mode()
-    def segment(self, volume: Volume, prompt: str) -> np.ndarray:
-        """Return probabilities (z, y, x) float32 of axial slices, percentiles window."""
-        low, high = intensity_range(volume)
-        tokens = encode_prompts(self.tokenizer, [prompt]).to(self.device)
-        results = []
-        for voxels in volume.voxels:
-            unit = ((torch.from_numpy(voxels).to(self.device) - low) / (high - low)).clamp(0, 1)
-            pixel_values = to_pixel_values(unit[None], self.base.side, self.base.mean, self.base.std)
-            logits = self.network(pixel_values=pixel_values, input_ids=tokens).logits
-            results.append(to_slice_size(logits.reshape(1, *logits.shape[-2:]), *voxels.shape)[0].cpu().numpy())
-        return np.stack(results)
+def _ways(base: Base, options: argparse.Namespace) -> tuple[Segmenter, PlainForward]:
+    segmenter = Segmenter(base=str(base.folder), device=options.device, precision=options.precision)
+    return segmenter, PlainForward(base, segmenter.device)
 
 
-def device_name(device: torch.device) -> str:
-    """Return the name of the GPU or the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-
-
-def _timed(seconds: list[float], work: Callable, device: torch.device):
-    _synchronise(device)
-    started = time.perf_counter()
-    result = work()
-    _synchronise(device)
-    seconds.append(time.perf_counter() - started)
-    return result
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def print_figures(figures: dict) -> None:
-    """Show figures as a table on standard error."""
+def _told(figures: dict) -> dict:
+    """Show figures as a table on standard error, and return them."""
     table = Table("what", "value")
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(file=sys.stderr).print(table)
+    return figures
+
+
+def _rounded(figures: object) -> object:
+    if isinstance(figures, dict):
+        return {name: _rounded(value) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [_rounded(value) for value in figures]
+    return float(f"{figures:.4g}") if isinstance(figures, float) else figures
+
+
+def _arguments(options: argparse.Namespace) -> str:
+    words = ["--all"] * options.all + ["--quick"] * options.quick
+    given = {"device": options.device, "precision": options.precision}
+    return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value != "auto")])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.benchmark", description=__doc__)
+    add = parser.add_argument
+    add("--base", help="name or folder (default: the full-size architecture with random weights; --all: also mini)")
+    add("--slices", type=int, default=24, help="of the volume that is compared, each 512×512 (default: 24)")
+    add("--repeats", type=int, default=3, help="of which the median is reported")
+    add("--device", default="auto", choices=DEVICES)
+    add("--precision", default="auto", choices=("auto", *PRECISIONS))
+    add("--all", action="store_true", help="also training, and growing slices, prompts, adapters and volumes")
+    add("--quick", action="store_true", help="with --all: little of everything, to see that it runs")
+    add("-o", "--output", type=Path, metavar="FOLDER", help=f"for {PAGE}, plots and {FIGURES}; needed by --all")
+    add("--overwrite", action="store_true", help="replace what is there")
+    return parser
 
 
 if __name__ == "__main__":

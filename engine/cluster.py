@@ -16,11 +16,10 @@ from types import ModuleType
 from typing import Any
 
 from engine import __version__
-from engine.batch import End, Order, Study, end_of, to_do
+from engine.batch import End, Order, Study, end_of, open_segmenter, to_do
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
 from engine.files import left_folders, private_folder
-from engine.segmenter import Segmenter
 from engine.studies import segment_study
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for as long as the batch lasts
@@ -119,7 +118,7 @@ class Worker:
         if not self._mark.is_dir():
             return f"{here} does not see {self._mark.parent}; put scans and results where all machines see them"
         try:
-            self._segmenter = Segmenter(**asdict(self._settings))
+            self._segmenter = open_segmenter(**asdict(self._settings))
         except UserError as error:
             return f"{error} (on {here})"
         return ""
@@ -131,6 +130,7 @@ class Worker:
     def _segment(self, study: Study, order: Order, own: frozenset[Path]) -> None:
         for volume, outputs in to_do(self._segmenter, study, order, own):
             segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
+            self._segmenter.forget_volume()  # before the next one is read
 
 
 class _Crew:

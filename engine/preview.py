@@ -55,7 +55,9 @@ def _draw_single(figure: Figure, volume: Volume, segments: Sequence[Segment], li
 
 def _draw_volume(figure: Figure, volume: Volume, segments: Sequence[Segment], limits: tuple[float, float]) -> None:
     figure.set_size_inches(12, 2.6 * INCHES_PER_ROW)
-    union = np.any([segment.mask for segment in segments], axis=0) if segments else np.zeros(volume.shape, bool)
+    union = np.zeros(volume.shape, bool)
+    for segment in segments:
+        union |= segment.mask
     grid = figure.add_gridspec(
         2,
         STRIP_SLICES,

@@ -22,9 +22,10 @@ from engine.cache import EncodingCache, volume_key
 from engine.devices import choose_batch_size, choose_device, choose_dtype, in_batches, is_out_of_memory
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range, is_empty_air
-from engine.imaging.planes import SLICE, check_channels, orient, resolve_planes, restore, take_slices
+from engine.imaging.planes import SLICE, check_channels, orient, resolve_planes, take_slices
 from engine.imaging.segments import Algorithm
 from engine.imaging.volume import Volume
+from engine.model.on_cpu import prepare_for_cpu
 from engine.pixels import to_pixel_values, to_slice_size
 from engine.prompts import check_lengths, check_prompts, encode_prompts
 
@@ -45,7 +46,8 @@ class Result:
     Attributes:
         prompt: as it was given.
         volume: the volume that was segmented, with its geometry.
-        probability: (z, y, x) float16 in 0..1, on the volume's own grid.
+        probability: (z, y, x) float16 in 0..1, on the volume's own grid; None where it was let go of, and then
+            there is no mask either.
         presence: 0..1, the mean of the 100 highest probabilities that the decoder gave.
         threshold: what `mask` uses when it is not told another.
         presence_threshold: the presence below which the structure counts as not found.
@@ -53,7 +55,7 @@ class Result:
 
     prompt: str
     volume: Volume
-    probability: np.ndarray
+    probability: np.ndarray | None
     presence: float
     threshold: float
     presence_threshold: float
@@ -114,8 +116,8 @@ class Segmenter:
         self.base = open_base(base)
         self.device = choose_device(device)
         self.tokenizer = self.base.load_tokenizer()
-        self.model = load_model(self.base, folder, self.card).to(self.device, choose_dtype(precision, self.device))
-        self.batch_size = choose_batch_size(batch_size, self._bytes_per_slice(), self.device)
+        self.model = load_model(self.base, folder, self.card)
+        self._place_model(precision, batch_size)
         self.volume: Volume | None = None
         self.planes: tuple[str, ...] = ()
         self.intensity_range: tuple[float, float] = (0.0, 1.0)
@@ -212,9 +214,9 @@ class Segmenter:
         probability = np.zeros(self.volume.shape, np.float32 if len(self._planes) > 1 else np.float16)
         highest: list[Tensor] = []
         for plane in self._planes:
-            stack, top = self._decode(plane, condition, lambda n, done=done: on_progress(done + n, total))
-            probability += restore(stack, self.volume, plane.plane) / len(self._planes)
-            highest.append(top)
+            highest.append(
+                self._decode(plane, condition, probability, lambda n, done=done: on_progress(done + n, total))
+            )
             done += len(plane.kept)
         return Result(
             prompt=prompt,
@@ -260,18 +262,20 @@ class Segmenter:
 
     @torch.inference_mode()
     def _decode(
-        self, plane: _EncodedPlane, condition: Tensor, report: Callable[[int], None]
-    ) -> tuple[np.ndarray, Tensor]:
-        """Return probabilities (slices, height, width) float16 of a whole stack, and the highest ones."""
-        shape = orient(self.volume.voxels, self.volume, plane.plane).shape[:3]
-        probabilities = np.zeros(shape, np.float16)
+        self, plane: _EncodedPlane, condition: Tensor, probability: np.ndarray, report: Callable[[int], None]
+    ) -> Tensor:
+        """Add a plane's share of the probabilities to `probability` (z, y, x); return the highest ones."""
+        stack = orient(probability, self.volume, plane.plane)  # a view
         highest = torch.empty(0, device=self.device)
 
         def run(part: slice) -> None:
             nonlocal highest
             logits = self.model.decode(plane.maps[part].to(self.model.dtype), condition).float()
-            resized = to_slice_size(logits, *shape[1:])
-            probabilities[plane.kept[part]] = resized.half().cpu().numpy()
+            resized = to_slice_size(logits, *stack.shape[1:])
+            if len(self._planes) == 1:
+                stack[plane.kept[part]] = resized.half().cpu().numpy()
+            else:
+                stack[plane.kept[part]] += resized.cpu().numpy() / len(self._planes)
             candidates = torch.cat([highest, logits.flatten()])
             highest = candidates.topk(min(PRESENCE_PIXELS, len(candidates))).values  # NaN counts as highest
             report(part.stop)
@@ -279,7 +283,7 @@ class Segmenter:
         in_batches(run, len(plane.kept), self.batch_size)
         if highest.isnan().any():
             raise UserError(f"the model gives no numbers in {self.model.dtype}; choose --precision fp32")
-        return probabilities, highest.sigmoid()
+        return highest.sigmoid()
 
     def _or_on_cpu(self, work: Callable[[], Answer]) -> Answer:
         """Do some work; where the GPU's memory does not hold even one slice, say so and do it on the CPU."""
@@ -296,10 +300,15 @@ class Segmenter:
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
-        self.model.to(self.device, choose_dtype("auto", self.device))
-        self.batch_size = choose_batch_size("auto", self._bytes_per_slice(), self.device)
+        self._place_model("auto", "auto")
         self._planes = [replace(plane, maps=plane.maps.cpu()) for plane in self._planes]
         self.cache = EncodingCache()
+
+    def _place_model(self, precision: str, batch_size: str | int) -> None:
+        self.model.to(self.device, choose_dtype(precision, self.device))
+        if self.device.type == "cpu":
+            prepare_for_cpu(self.model)
+        self.batch_size = choose_batch_size(batch_size, self._bytes_per_slice(), self.device)
 
     def _bytes_per_slice(self) -> int:
         return self.model.values_per_slice(self.base.side) * self.model.dtype.itemsize

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 
@@ -51,16 +51,18 @@ def segment_study(
         volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
     )
     seconds = [time.perf_counter() - started]  # to encode, then for each prompt
-    results = []
+    results, masks = [], []
     for prompt in request.prompts:
         started = time.perf_counter()
-        results.append(
-            segmenter.segment(
-                prompt, request.threshold, lambda done, total, prompt=prompt: on_progress(prompt, done, total)
-            )
+        result = segmenter.segment(
+            prompt, request.threshold, lambda done, total, prompt=prompt: on_progress(prompt, done, total)
         )
+        masks.append(clean_mask(result, request))
+        wanted = request.exclusive or outputs.probability
+        results.append(result if wanted else replace(result, probability=None))  # it is the largest thing here
         seconds.append(time.perf_counter() - started)
-    masks = clean_masks(results, request)
+    if request.exclusive:
+        masks = most_probable(masks, [result.probability for result in results])
     segments = [
         Segment(result.prompt, mask, color, _tags(segmenter, result), segmenter.algorithm)
         for result, mask, color in zip(results, masks, segment_colors(request.prompts), strict=True)
@@ -70,18 +72,16 @@ def segment_study(
     return report
 
 
-def clean_masks(results: list[Result], request: Request) -> list[np.ndarray]:
-    """Return the masks (z, y, x) bool after the clean-up that was asked for."""
-    masks = [result.mask() for result in results]
+def clean_mask(result: Result, request: Request) -> np.ndarray:
+    """Return the mask (z, y, x) bool after the clean-up of each mask that was asked for."""
+    mask = result.mask()
     if request.keep_largest:
-        masks = [keep_largest(mask) for mask in masks]
+        mask = keep_largest(mask)
     if request.fill_holes:
-        masks = [fill_holes(mask) for mask in masks]
+        mask = fill_holes(mask)
     if request.minimum_ml:
-        masks = [drop_small(mask, request.minimum_ml, results[0].volume.voxel_volume_ml) for mask in masks]
-    if request.exclusive:
-        masks = most_probable(masks, [result.probability for result in results])
-    return masks
+        mask = drop_small(mask, request.minimum_ml, result.volume.voxel_volume_ml)
+    return mask
 
 
 def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:

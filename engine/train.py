@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="where what a frozen encoder makes of each image is kept between epochs (default: auto)",
     )
+    add(
+        "--recompute-activations",
+        action="store_true",
+        help="less memory for more time: the backward pass computes the vision encoder's activations again",
+    )
     add("--data-set", help="name and source of the data, for the card")
     add("--licence", default="", help="licence of the weights, for the card")
     add("--modality", default="", help="of the images, for the card: CT, MR, US, CR, …, or RGB for colour")

@@ -20,6 +20,7 @@ from engine.devices import choose_dtype
 from engine.errors import Cancelled, UserError
 from engine.losses import LOSSES
 from engine.metrics import dice
+from engine.model.clipseg import CLIPSeg
 from engine.model.methods import build_model
 from engine.plan import COSINE, PLATEAU, Plan
 from engine.prompts import encode_prompts
@@ -68,6 +69,12 @@ class Trainer:
         precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
         keep_activations: where a frozen encoder's activations are kept, so that it runs once for each image:
             auto, memory, disk (beside the checkpoint) or none. Augmented images are always encoded anew.
+        recompute_activations: keep no activations inside the vision encoder for the backward pass, which computes
+            them again layer by layer: less memory, more time, the same gradients. For adapters of a CLIPSeg.
+
+    Raises:
+        UserError: values of the plan with which nothing can be trained, or a net whose activations cannot be
+            computed again.
 
     Attributes:
         model: the base with what is trained on it.
@@ -85,6 +92,7 @@ class Trainer:
         device: torch.device,
         precision: str = "auto",
         keep_activations: str = "auto",
+        recompute_activations: bool = False,
     ):
         self.plan = plan = plan.resolved()
         mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
@@ -95,6 +103,10 @@ class Trainer:
         if device.type == "cpu" and base.kind == "clipseg":  # the plain attention's backward pass is faster there
             network.set_attn_implementation("eager")
         model = build_model(plan.method, network, plan.placement, plan.hidden_size)
+        if recompute_activations:
+            if not isinstance(model, CLIPSeg):
+                raise UserError(f"the method '{plan.method}' cannot recompute activations; leave the option out")
+            model.recompute_activations = True
         self.model = model.to(self.accelerator.device)
         named = self.model.trained.named_parameters()
         self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
@@ -222,14 +234,18 @@ class Trainer:
             batch = [self._samples.draw(int(p), (plan.seed, standing.epoch), self._is_wanted) for p in own]
             draw = np.random.default_rng([plan.seed, standing.epoch, start])
             torch.manual_seed(int(draw.integers(2**31)))  # of dropout: equal in a resumed run
-            loss, _ = self._forward(self._shared_model, batch)
-            self._prepared.zero_grad()
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self._parameters.values(), plan.gradient_clip)
-            self._prepared.step()
-            standing.losses.append(self.accelerator.reduce(loss.detach(), "mean").item())
+            standing.losses.append(self.step(batch))
             standing.step += 1
             self._tell(on_step, start + len(chosen), len(positions))
+
+    def step(self, batch: list[Sample]) -> float:
+        """Train on samples once; return their mean loss, over all processes."""
+        loss, _ = self._forward(self._shared_model, batch)
+        self._prepared.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self._parameters.values(), self.plan.gradient_clip)
+        self._prepared.step()
+        return self.accelerator.reduce(loss.detach(), "mean").item()
 
     def _tell(self, on_step: Callable[[int, int], None], done: int, total: int) -> None:
         """Call `on_step`; where one process is asked to stop, all of them do, or the others would wait for it."""

@@ -11,6 +11,7 @@ from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
 from engine.model.initialise import new_network
 from engine.model.methods import build_adapter
+from engine.model.on_cpu import prepare_for_cpu
 from engine.prompts import encode_prompts
 
 FULL_SIZE = BaseShape(vision_size=768, text_size=512, condition_size=512, extract_layers=(3, 6, 9))
@@ -84,6 +85,43 @@ def test_every_kind_of_attention_gives_the_same_logits(network, inputs):
         with torch.no_grad():
             results.append(CLIPSeg(network).eval()(*inputs))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_a_net_that_is_prepared_for_the_cpu_gives_what_it_gave(network, inputs, method, dtype, tolerance):
+    pixel_values, input_ids = inputs
+    net = CLIPSeg(network, build_adapter(method, "VLC", BaseShape.of(network.config))).eval()
+    with torch.no_grad():
+        for weight in net.adapter.parameters():
+            weight.normal_(std=0.1)  # no update is zero, as LoRA's is at the start
+        expected = [net.encode_images(pixel_values), net.encode_prompts(input_ids)]
+        expected.append(net.decode(*expected))
+        prepare_for_cpu(net.to(dtype))
+        ours = [net.encode_images(pixel_values.to(dtype)), net.encode_prompts(input_ids)]
+        ours.append(net.decode(*ours))
+    assert net.vision.encoder.layers[0].mlp.fc1.weight is None  # or nothing was prepared
+    for values, reference in zip(ours, expected, strict=True):
+        assert (values - reference).norm() < tolerance * reference.norm()
+
+
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(network, inputs):
+    net = CLIPSeg(network, build_adapter("dense", "VL", BaseShape.of(network.config)))
+    gradients, kept = {}, {}
+    for net.recompute_activations in (False, True):
+        net.zero_grad()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        ):
+            loss = net(*inputs).square().mean()
+        kept[net.recompute_activations] = sum(sizes)
+        loss.backward()
+        gradients[net.recompute_activations] = [p.grad.clone() for p in net.adapter.parameters()]
+    torch.testing.assert_close(gradients[True], gradients[False], atol=0, rtol=1e-5)
+    assert any(gradient.any() for gradient in gradients[True])
+    assert kept[True] < 0.8 * kept[False]
 
 
 def test_layers_beyond_the_last_extracted_one_are_dropped(network):

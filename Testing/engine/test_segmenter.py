@@ -222,7 +222,8 @@ def full_on_meta(encode):
     return encode_images
 
 
-def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(segmenter, volume, monkeypatch, caplog):
+def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(tiny_base, volume, monkeypatch, caplog):
+    segmenter = Segmenter(base=str(tiny_base), device="cpu")
     segmenter.set_volume(volume)
     expected = segmenter.segment("brain").probability
     other_precision = torch.finfo(torch.bfloat16).eps * 8

@@ -9,7 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.batch import ALL_FRAMES, End, Order, Study, end_of, named_studies, segmentations_of, to_do
+from engine.batch import (
+    ALL_FRAMES,
+    End,
+    Order,
+    Study,
+    end_of,
+    named_studies,
+    open_segmenter,
+    segmentations_of,
+    to_do,
+)
 from engine.cli import progress_bar
 from engine.cluster import Settings, segment_on_cluster
 from engine.errors import UserError
@@ -115,6 +125,7 @@ def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
                 lambda step, done, total: update(done, description=step, total=total),
                 order.source_of(study),
             )
+        segmenter.forget_volume()  # before the next one is read
         _print_report(report)
         print(f"wrote {outputs.segments}")
     _store(study, order)
@@ -159,7 +170,7 @@ def _named(chosen: Path | None, beside: Path) -> Path | None:
 
 
 def _segmenter(options: argparse.Namespace) -> Segmenter:
-    return Segmenter(options.adapter, options.base, **_computing(options))
+    return open_segmenter(adapter=options.adapter, base=options.base, **_computing(options))
 
 
 def _computing(options: argparse.Namespace) -> dict[str, str]:

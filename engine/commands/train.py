@@ -95,6 +95,7 @@ def _train_one(
         device,
         options.precision,
         options.keep_activations,
+        options.recompute_activations,
     )
     if options.resume:
         trainer.resume()

@@ -59,8 +59,7 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
     if suffix == DICOM_SUFFIX:
         _dicom().write_dicom_segmentation(path, segments, volume)
         return
-    overlap = len(segments) > 1 and np.sum([segment.mask for segment in segments], axis=0, dtype=np.uint8).max() > 1
-    check_format(path, volume, len(segments) if overlap else 1, exclusive=False)
+    check_format(path, volume, len(segments) if _overlap(segments, volume) else 1, exclusive=False)
     with replacing(path) as temporary:
         if suffix == SEGMENTATION_SUFFIX:
             _write_segmentation(temporary, segments, volume)
@@ -122,6 +121,15 @@ def _displacement_mm(written: Volume, volume: Volume) -> float:
     return float(np.abs(places[0] - places[1]).max() - 4 * rounding)
 
 
+def _overlap(segments: Sequence[Segment], volume: Volume) -> bool:
+    covered = np.zeros(volume.shape, bool)
+    for segment in segments:
+        if (covered & segment.mask).any():
+            return True
+        covered |= segment.mask
+    return False
+
+
 def _labels(segments: Sequence[Segment], values: Sequence[int], volume: Volume) -> np.ndarray:
     labels = np.zeros(volume.shape, np.uint8 if max(values, default=0) < 256 else np.uint16)
     for segment, value in zip(segments, values, strict=True):
@@ -131,15 +139,15 @@ def _labels(segments: Sequence[Segment], values: Sequence[int], volume: Volume) 
 
 def _write_segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
     layers, places = _layers(segments, volume)
-    stack = np.stack(layers, axis=-1).T  # NRRD's order: layer, x, y, z
+    dtype = layers[0].dtype.newbyteorder("<")
     directions = volume.direction_matrix * volume.spacing_mm
     layered = len(layers) > 1
     vectors = [_vector(column) for column in directions.T]
     header = {
-        "type": "uint8" if stack.dtype == np.uint8 else "uint16",
+        "type": dtype.name,
         "dimension": str(4 if layered else 3),
         "space": "left-posterior-superior",
-        "sizes": " ".join(map(str, stack.shape if layered else stack.shape[1:])),
+        "sizes": " ".join(map(str, ((len(layers),) if layered else ()) + volume.shape[::-1])),
         "space directions": " ".join((["none"] if layered else []) + vectors),
         "kinds": " ".join((["list"] if layered else []) + ["domain"] * 3),
         "endian": "little",
@@ -154,9 +162,11 @@ def _write_segmentation(path: Path, segments: Sequence[Segment], volume: Volume)
     for index, (segment, (layer, value)) in enumerate(zip(segments, places, strict=True)):
         fields |= _segment_fields(f"Segment{index}_", index, segment, layer, value)
     lines = ["NRRD0004", *(f"{k}: {v}" for k, v in header.items()), *(f"{k}:={v}" for k, v in fields.items())]
-    voxels = stack.astype(stack.dtype.newbyteorder("<")).tobytes(order="F")
     with path.open("wb") as file:
-        file.write("\n".join(lines).encode() + b"\n\n" + gzip.compress(voxels, compresslevel=6))
+        file.write("\n".join(lines).encode() + b"\n\n")
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file) as voxels:
+            for slices in zip(*layers, strict=True):  # NRRD's order, fastest first: layer, x, y, z
+                voxels.write(np.stack(slices, axis=-1).astype(dtype).tobytes())
 
 
 def _vector(numbers: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPSegForImageSegmentation
 
 from engine.model.adapter import Adapter, BaseShape
@@ -24,7 +25,13 @@ class CLIPSeg(PromptedNet):
         network: the base; it is taken over and cut to the vision layers that the decoder needs.
         adapter: what acts on it; the base alone when None.
         freeze: stop gradients at all weights of the base.
+
+    Attributes:
+        recompute_activations: the backward pass computes each vision layer's inside again instead of finding it in
+            memory.
     """
+
+    recompute_activations: bool = False
 
     def __init__(self, network: CLIPSegForImageSegmentation, adapter: Adapter | None = None, freeze: bool = True):
         super().__init__()
@@ -69,9 +76,11 @@ class CLIPSeg(PromptedNet):
         features = self.vision.pre_layrnorm(self.vision.embeddings(pixel_values))
         taken = []
         for index, layer in enumerate(self.vision.encoder.layers):
-            features = _encoder_layer(
-                layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp
-            )
+            work = (layer, features, index, self.adapter.vision_attention, self.adapter.vision_mlp)
+            if self.recompute_activations and torch.is_grad_enabled():
+                features = checkpoint(_encoder_layer, *work, use_reentrant=False)
+            else:
+                features = _encoder_layer(*work)
             if index in self.shape.extract_layers:
                 taken.append(features)
         return torch.stack(taken, dim=1)

@@ -1,0 +1,89 @@
+"""Seconds and memory of pieces of work, measured side by side in one run."""
+
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import psutil
+import torch
+
+from engine.devices import cpu_capabilities
+
+PACKAGES = ("torch", "transformers", "numpy")
+SAMPLE_SECONDS = 0.01
+MIB = 1 << 20
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a piece of work takes until its device is done."""
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def side_by_side(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of several pieces of work, which take turns so that all meet the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work, device))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Watch memory: on a GPU what PyTorch holds there, on a CPU what the process has resident.
+
+    Yields:
+        a function that returns the highest so far, in MiB, without what was held before.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / MIB
+        return
+    process, ended = psutil.Process(), threading.Event()
+    before = highest = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(SAMPLE_SECONDS):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: (max(highest, process.memory_info().rss) - before) / MIB
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def machine(device: torch.device) -> dict:
+    """Return what a figure must be read with: the device's name, threads, load and versions."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "load": round(psutil.getloadavg()[0], 1),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU or the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

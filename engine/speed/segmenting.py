@@ -1,0 +1,180 @@
+"""How long segmenting takes and what memory it needs, and how both grow."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engine.cache import EncodingCache
+from engine.imaging.volume import Volume
+from engine.segmenter import Segmenter
+from engine.speed.clock import MIB, peak_memory, seconds_of, side_by_side
+from engine.speed.inputs import PROMPTS, random_volume
+from engine.speed.plain import PlainForward
+
+WINDOW = "percentiles"
+PLAIN_SLICES = 8  # of a larger volume are run the plain way, whose time is proportional to the slices
+OPERATIONS_SHOWN = 8
+Row = dict[str, float]
+
+
+def compare(segmenter: Segmenter, plain: PlainForward, slices: int, repeats: int) -> Row:
+    """Return seconds of both ways for the same volume, the memory of the cache and the largest difference."""
+    volume = random_volume(slices)
+    _warm_up(segmenter, plain)
+    numbers = iter(range(1, repeats + 1))  # added to the voxels, so that nothing is found in the cache
+    found: dict[str, np.ndarray] = {}
+
+    def first() -> None:
+        _set_volume(segmenter, volume.with_voxels(volume.voxels + next(numbers)))
+        found["engine"] = segmenter.segment(PROMPTS[0]).probability
+
+    def plainly() -> None:
+        found["plain"] = plain.segment(volume, PROMPTS[0])
+
+    works = {"plain": plainly, "first": first, "further": lambda: segmenter.segment(PROMPTS[1])}
+    seconds = side_by_side(works, repeats, segmenter.device)
+    return {
+        "slices": slices,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "first_speedup": seconds["plain"] / seconds["first"],
+        "further_speedup": seconds["plain"] / seconds["further"],
+        "cache_kb_per_slice": segmenter.cache.nbytes / len(segmenter.cache) / slices / 1000,
+        "largest_difference": float(np.abs(found["plain"] - found["engine"].astype(np.float32)).max()),
+    }
+
+
+def over_slices(segmenter: Segmenter, plain: PlainForward, counts: Sequence[int]) -> list[Row]:
+    """Return seconds to encode and to answer a prompt, and the peak of memory, for volumes of several lengths."""
+    rows = []
+    for count in counts:
+        volume = random_volume(count)
+        _forget(segmenter)
+        run = min(count, PLAIN_SLICES)
+        plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), segmenter.device)  # noqa: B023
+        with peak_memory(segmenter.device) as peak_mib:
+            encode = seconds_of(lambda: _set_volume(segmenter, volume), segmenter.device)  # noqa: B023
+            prompt = seconds_of(lambda: segmenter.segment(PROMPTS[1]), segmenter.device)
+            row = {"encode_seconds": encode, "prompt_seconds": prompt, "peak_mib": peak_mib()}
+        rows.append({"slices": count, "plain_seconds": plain_seconds * count / run} | row)
+    return rows
+
+
+def over_prompts(segmenter: Segmenter, plain: PlainForward, slices: int, counts: Sequence[int]) -> list[Row]:
+    """Return the seconds of one volume with growing numbers of prompts, each run anew from the volume on."""
+    volume, rows = random_volume(slices), []
+    run = min(slices, PLAIN_SLICES)
+    plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), segmenter.device) * slices / run
+    for count in counts:
+        _forget(segmenter)
+
+        def answer(count: int = count) -> None:
+            _set_volume(segmenter, volume)
+            for number in range(count):
+                segmenter.segment(f"{PROMPTS[number % len(PROMPTS)]} {number}")
+
+        with peak_memory(segmenter.device) as peak_mib:
+            seconds = seconds_of(answer, segmenter.device)
+            rows.append({"prompts": count, "seconds": seconds, "peak_mib": peak_mib()})
+        rows[-1]["plain_seconds"] = plain_seconds * count
+    return rows
+
+
+def over_adapters(
+    adapters: Sequence[Path], settings: dict, plain: PlainForward, slices: int, counts: Sequence[int]
+) -> list[Row]:
+    """Return seconds and memory held where growing numbers of adapters stay warm and are asked about one volume.
+
+    Args:
+        settings: of each `Segmenter`.
+    """
+    volume = random_volume(slices)
+    run = min(slices, PLAIN_SLICES)
+    plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), plain.device) * slices / run
+    rows, warm = [], []
+    load = encode = prompt = 0.0
+    before = psutil.Process().memory_info().rss
+    for number, adapter in enumerate(adapters, start=1):
+        started = time.perf_counter()
+        warm.append(Segmenter(str(adapter), **settings))
+        load += time.perf_counter() - started
+        encode += seconds_of(lambda: _set_volume(warm[-1], volume), plain.device)
+        prompt += seconds_of(lambda: warm[-1].segment(PROMPTS[0]), plain.device)
+        if number in counts:
+            seconds = {"load_seconds": load, "encode_seconds": encode, "prompt_seconds": prompt}
+            held = (psutil.Process().memory_info().rss - before) / MIB
+            plain_total = plain_seconds * number
+            rows.append({"adapters": number, **seconds, "plain_seconds": plain_total, "held_mib": held})
+    return rows
+
+
+def over_volumes(segmenter: Segmenter, slices: int, counts: Sequence[int]) -> list[Row]:
+    """Return what growing numbers of held volumes take, and the seconds to ask about the first one again."""
+    rows: list[Row] = []
+    _forget(segmenter)
+    first, held = random_volume(slices, seed=1), []
+    for number in range(1, max(counts) + 1):
+        held.append(first if number == 1 else random_volume(slices, seed=number))
+        _set_volume(segmenter, held[-1])
+        if number in counts:
+
+            def come_back() -> None:
+                _set_volume(segmenter, first)
+                segmenter.segment(PROMPTS[0])
+
+            seconds = seconds_of(come_back, segmenter.device)
+            voxels = sum(volume.voxels.nbytes for volume in held) / MIB
+            maps = segmenter.cache.nbytes / MIB
+            rows.append({"volumes": number, "return_seconds": seconds, "voxels_mib": voxels, "encodings_mib": maps})
+    return rows
+
+
+def encoder_gflop(segmenter: Segmenter) -> float:
+    """Return the operations of the vision layers that one slice of a CLIPSeg needs, in 10⁹."""
+    vision = segmenter.model.vision.config
+    tokens = (segmenter.base.side // vision.patch_size) ** 2 + 1
+    width, inside = vision.hidden_size, vision.intermediate_size
+    layer = 2 * tokens * (4 * width**2 + 2 * width * inside) + 4 * tokens**2 * width
+    return len(segmenter.model.vision.encoder.layers) * layer / 1e9
+
+
+def where_the_time_goes(segmenter: Segmenter, slices: int) -> dict[str, list[Row]]:
+    """Return the shares of PyTorch's operations in encoding and in answering a prompt, the largest first."""
+    volume = random_volume(slices)
+    _forget(segmenter)
+    works = {"encoding": lambda: _set_volume(segmenter, volume), "a prompt": lambda: segmenter.segment(PROMPTS[0])}
+    return {name: _shares(work, segmenter.device) for name, work in works.items()}
+
+
+def _shares(work: Callable[[], None], device: torch.device) -> list[Row]:
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        work()
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    spent = {event.key: getattr(event, kind) for event in profiler.key_averages()}
+    whole = sum(spent.values())
+    largest = sorted(spent, key=spent.get, reverse=True)[:OPERATIONS_SHOWN]
+    return [{"operation": name, "share": spent[name] / whole} for name in largest]
+
+
+def _warm_up(segmenter: Segmenter, plain: PlainForward) -> None:
+    few = random_volume(2)
+    plain.segment(few, PROMPTS[0])
+    _set_volume(segmenter, few)
+    segmenter.segment(PROMPTS[0])
+    _forget(segmenter)
+
+
+def _set_volume(segmenter: Segmenter, volume: Volume) -> None:
+    segmenter.set_volume(volume, "axial", WINDOW)
+
+
+def _forget(segmenter: Segmenter) -> None:
+    segmenter.forget_volume()
+    segmenter.cache = EncodingCache()
+    gc.collect()
