@@ -1,9 +1,10 @@
 """Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
 
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.cache import EncodingCache
 from engine.errors import UserError
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volume import Volume
@@ -12,6 +13,22 @@ from engine.segmenter import Segmenter
 from engine.studies import is_done
 
 ALL_FRAMES = "all"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a segmenter is made of; see `Segmenter`."""
+
+    adapter: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: str = "auto"
+
+    def new_segmenter(self) -> Segmenter:
+        segmenter = Segmenter(**asdict(self))
+        segmenter.cache = EncodingCache(limit_bytes=0)  # no study comes twice
+        return segmenter
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from engine import __version__
-from engine.batch import End, Order, Study, end_of, to_do
+from engine.batch import End, Order, Settings, Study, end_of, to_do
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
 from engine.files import left_folders, private_folder
-from engine.segmenter import Segmenter
 from engine.studies import segment_study
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for as long as the batch lasts
@@ -32,17 +31,6 @@ SHORT = "/tmp" if Path("/tmp").is_dir() else None  # a folder for sockets, whose
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
 # All sockets listen on loopback, and ask for a token that nobody else knows.
 FOR_THIS_MACHINE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How each worker makes its segmenter; see `Segmenter`."""
-
-    adapter: str | None = None
-    base: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: str = "auto"
 
 
 def segment_on_cluster(
@@ -119,7 +107,7 @@ class Worker:
         if not self._mark.is_dir():
             return f"{here} does not see {self._mark.parent}; put scans and results where all machines see them"
         try:
-            self._segmenter = Segmenter(**asdict(self._settings))
+            self._segmenter = self._settings.new_segmenter()
         except UserError as error:
             return f"{error} (on {here})"
         return ""
@@ -131,6 +119,7 @@ class Worker:
     def _segment(self, study: Study, order: Order, own: frozenset[Path]) -> None:
         for volume, outputs in to_do(self._segmenter, study, order, own):
             segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
+            self._segmenter.forget_volume()
 
 
 class _Crew:
