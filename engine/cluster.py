@@ -29,8 +29,12 @@ OBJECT_STORE_BYTES = 128 << 20  # only paths and ends go through it
 WAIT_SECONDS = 1.0
 SHORT = "/tmp" if Path("/tmp").is_dir() else None  # a folder for sockets, whose paths must not be long
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
-# All sockets listen on loopback, and ask for a token that nobody else knows.
-FOR_THIS_MACHINE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# All sockets listen on loopback and ask for a token that nobody else knows; workers wait for no other program.
+FOR_THIS_MACHINE_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",
+}
 
 
 def segment_on_cluster(
