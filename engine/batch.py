@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.cache import EncodingCache
@@ -14,6 +14,22 @@ from engine.segmenter import Segmenter
 from engine.studies import is_done
 
 ALL_FRAMES = "all"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a segmenter is made of; see `Segmenter`."""
+
+    adapter: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: str = "auto"
+
+    def new_segmenter(self) -> Segmenter:
+        segmenter = Segmenter(**asdict(self))
+        segmenter.cache = EncodingCache(limit_bytes=0)  # no study comes twice
+        return segmenter
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,6 @@ class End:
     study: str
     state: str
     reason: str
-
-
-def open_segmenter(**settings: str | None) -> Segmenter:
-    """Return a segmenter (see there) that keeps no encodings of volumes that are done: no study comes twice."""
-    segmenter = Segmenter(**settings)
-    segmenter.cache = EncodingCache(limit_bytes=0)
-    return segmenter
 
 
 def end_of(study: Study, work: Callable[[], None]) -> End:

@@ -10,13 +10,13 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from engine import __version__
-from engine.batch import End, Order, Study, end_of, open_segmenter, to_do
+from engine.batch import End, Order, Settings, Study, end_of, to_do
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
 from engine.files import left_folders, private_folder
@@ -29,19 +29,12 @@ OBJECT_STORE_BYTES = 128 << 20  # only paths and ends go through it
 WAIT_SECONDS = 1.0
 SHORT = "/tmp" if Path("/tmp").is_dir() else None  # a folder for sockets, whose paths must not be long
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
-# All sockets listen on loopback, and ask for a token that nobody else knows.
-FOR_THIS_MACHINE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How each worker makes its segmenter; see `Segmenter`."""
-
-    adapter: str | None = None
-    base: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: str = "auto"
+# All sockets listen on loopback and ask for a token that nobody else knows; workers wait for no other program.
+FOR_THIS_MACHINE_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",
+}
 
 
 def segment_on_cluster(
@@ -118,7 +111,7 @@ class Worker:
         if not self._mark.is_dir():
             return f"{here} does not see {self._mark.parent}; put scans and results where all machines see them"
         try:
-            self._segmenter = open_segmenter(**asdict(self._settings))
+            self._segmenter = self._settings.new_segmenter()
         except UserError as error:
             return f"{error} (on {here})"
         return ""
@@ -130,7 +123,7 @@ class Worker:
     def _segment(self, study: Study, order: Order, own: frozenset[Path]) -> None:
         for volume, outputs in to_do(self._segmenter, study, order, own):
             segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
-            self._segmenter.forget_volume()  # before the next one is read
+            self._segmenter.forget_volume()
 
 
 class _Crew:

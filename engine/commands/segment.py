@@ -3,25 +3,16 @@
 import argparse
 import sys
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.batch import (
-    ALL_FRAMES,
-    End,
-    Order,
-    Study,
-    end_of,
-    named_studies,
-    open_segmenter,
-    segmentations_of,
-    to_do,
-)
+from engine.batch import ALL_FRAMES, End, Order, Settings, Study, end_of, named_studies, segmentations_of, to_do
 from engine.cli import progress_bar
-from engine.cluster import Settings, segment_on_cluster
+from engine.cluster import segment_on_cluster
 from engine.errors import UserError
 from engine.files import check_output, write_csv
 from engine.imaging import dicomweb
@@ -57,7 +48,9 @@ def _segment_one(options: argparse.Namespace, request: Request, inputs: list[Pat
     )
     if options.frame != ALL_FRAMES and not options.resume:
         check_outputs(request, outputs, options.overwrite, inputs)
-    _segment_study(_segmenter(options), Study(stem, inputs[0], outputs), _order(options, request, inputs))
+    _segment_study(
+        _settings(options).new_segmenter(), Study(stem, inputs[0], outputs), _order(options, request, inputs)
+    )
 
 
 def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Path]) -> None:
@@ -72,7 +65,7 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     if options.cluster:
         ends = _on_cluster(options, studies, order)
     else:
-        ends = _one_after_another(_segmenter(options), studies, order)
+        ends = _one_after_another(_settings(options).new_segmenter(), studies, order)
     write_csv(summary, ends)
     failed = sum(end.state == "failed" for end in ends)
     if failed:
@@ -90,7 +83,7 @@ def _one_after_another(segmenter: Segmenter, studies: list[Study], order: Order)
 
 
 def _on_cluster(options: argparse.Namespace, studies: list[Study], order: Order) -> list[End]:
-    settings = Settings(_anywhere(options.adapter), _anywhere(options.base), **_computing(options))
+    settings = _settings(options, adapter=_anywhere(options.adapter), base=_anywhere(options.base))
     with progress_bar("segmenting", len(studies)) as update:
         ends = segment_on_cluster(
             options.cluster,
@@ -169,12 +162,9 @@ def _named(chosen: Path | None, beside: Path) -> Path | None:
     return beside if chosen is BESIDE else chosen
 
 
-def _segmenter(options: argparse.Namespace) -> Segmenter:
-    return open_segmenter(adapter=options.adapter, base=options.base, **_computing(options))
-
-
-def _computing(options: argparse.Namespace) -> dict[str, str]:
-    return {name: getattr(options, name) for name in ("device", "precision", "batch_size")}
+def _settings(options: argparse.Namespace, **models: str | None) -> Settings:
+    chosen = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    return Settings(**(chosen | models))
 
 
 def _anywhere(model: str | None) -> str | None:
