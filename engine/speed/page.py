@@ -84,7 +84,7 @@ def _comparisons(figures: dict) -> list[str]:
             "engine, first prompt",
             "engine, each further prompt",
         ),
-        *("cache a slice", "largest difference of a probability"),
+        *("cache a slice", "largest difference of a probability", "Dice of both masks"),
     )
     rows = [
         (
@@ -92,7 +92,7 @@ def _comparisons(figures: dict) -> list[str]:
             f"{row['first_seconds']:.2f} s ({row['first_speedup']:.1f} × faster)",
             f"{row['further_seconds']:.3f} s ({row['further_speedup']:.0f} × faster)",
             f"{row['cache_kb_per_slice']:.0f} kB",
-            f"{row['largest_difference']:.4f}",
+            *(f"{row['largest_difference']:.4f}", f"{row['dice']:.4f}"),
         )
         for row in figures["comparisons"]
     ]
