@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.cache import EncodingCache
 from engine.cli import progress_bar, run
 from engine.devices import PRECISIONS
 from engine.errors import UserError
@@ -152,7 +151,8 @@ def _segment_study(
                 lambda step, done, total: update(done, description=step, total=total),
                 source,
             )
-        segmenter.forget_volume()  # before the next one is read
+        segmenter.forget_volume()  # before the next one is read; no volume comes twice
+        segmenter.cache.clear()
         _print_report(report)
         print(f"wrote {frame_outputs.segments}")
 
@@ -213,9 +213,7 @@ def _named(chosen: Path | None, beside: Path) -> Path | None:
 
 
 def _segmenter(options: argparse.Namespace) -> Segmenter:
-    segmenter = Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
-    segmenter.cache = EncodingCache(limit_bytes=0)  # no study comes twice
-    return segmenter
+    return Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
 
 
 def _request(options: argparse.Namespace) -> Request:

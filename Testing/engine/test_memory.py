@@ -53,4 +53,4 @@ def test_a_study_is_let_go_of_before_the_next(tmp_path, tiny_base, monkeypatch, 
     words = [tmp_path / "scans", "--base", tiny_base, "--prompt", "brain", "-o", tmp_path / "out"]
     code, _, errors = run_command(monkeypatch, capsys, segment.main, *words)
     assert code == 0, errors
-    assert len(kept[0].cache) == 1 and kept[0].volume is None
+    assert len(kept[0].cache) == 0 and kept[0].volume is None
