@@ -1,7 +1,7 @@
-"""Segment many small studies of which some are faulty, kill it in the middle, and go on: `python batch.py 200`.
+"""Segment many small studies of which some are faulty, kill it in the middle, and go on.
 
 Every good study must be done, every faulty one be listed with its reason, and the end be that of a run that nobody
-killed.
+killed. `PYTHONPATH=. python Testing/batch.py 200` takes 200 studies.
 """
 
 import csv

@@ -1,6 +1,7 @@
-"""Kill processes while they write, and see what they leave: `python killed_writers.py FOLDER KILLS`.
+"""Kill processes while they write, and see what they leave.
 
 Each process writes two versions of one file, or bundle, in turns until it is killed at a random moment.
+`PYTHONPATH=. python Testing/killed_writers.py FOLDER KILLS` does it in a folder that exists.
 """
 
 import json

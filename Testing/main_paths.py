@@ -1,6 +1,7 @@
-"""Do what users do, in one process that may reach no network: `python main_paths.py SCAN DATA BASE OUTPUT`.
+"""Do what users do, in one process that may reach no network.
 
-Segments a scan, trains a small adapter, evaluates it, lists adapters, and serves a job to a client on loopback.
+Segments a scan, trains a small adapter, evaluates it, lists adapters, and serves a job to a client on loopback:
+`PYTHONPATH=. python Testing/main_paths.py SCAN DATA BASE OUTPUT`.
 """
 
 import sys

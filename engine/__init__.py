@@ -6,6 +6,14 @@ The names are loaded when they are first used, so that `import engine` costs not
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.errors import UserError
+    from engine.imaging.reading import read_volume
+    from engine.imaging.volume import Volume
+    from engine.imaging.writing import write_segments
+    from engine.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -19,7 +27,7 @@ _HOMES = {
 __all__ = ["Segmenter", "UserError", "Volume", "__version__", "read_volume", "write_segments"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'engine' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,7 +9,6 @@ import psutil
 import torch
 from torch import Tensor
 
-PLACES = ("auto", "memory", "disk", "none")
 SHARE = 0.5  # of what is free, which may be taken
 
 

@@ -5,20 +5,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 
-from engine import __version__
-from engine.bases import open_base, user_models
-from engine.bundle import AdapterCard, check_bundle_folder, find_adapter, save_bundle, write_card
-from engine.card_figures import calibrate_adapter, measure_adapter
-from engine.cli import progress_bar, run
-from engine.converting import convert, read_checkpoint
-from engine.data import open_splits, wordings
+from engine.cli import run
 from engine.errors import UserError
 from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
-from engine.prompts import OTHER_STRUCTURES, absent_from, check_prompts
-from engine.segmenter import Segmenter
 
 
 def main() -> None:
@@ -71,45 +62,15 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
-    """Convert, check and write; nothing is written unless all fits."""
-    name = options.name or (options.output.resolve().name if options.output else options.checkpoint.stem)
-    if Path(name).name != name or name == "..":
-        raise UserError(f"'{name}' is no name for an adapter; give one without folders, and the folder with -o")
-    output = options.output or user_models() / name
-    check_bundle_folder(output, options.overwrite, remedy="add --overwrite to replace it, or name a folder with -o")
-    if options.prompts:
-        check_prompts(options.prompts)
-    base = open_base(options.base)
-    checkpoint = read_checkpoint(options.checkpoint)
-    converted = convert(checkpoint, base)
-    parameters = sum(parameter.numel() for parameter in converted.adapter.parameters())
-    card = AdapterCard(
-        name=name,
-        method=converted.method,
-        placement=converted.placement,
-        hidden_size=converted.hidden_size,
-        base=base.name,
-        base_sha256=base.sha256,
-        prompts=options.prompts,
-        threshold=checkpoint.threshold,
-        data_set=options.data_set,
-        licence=options.licence,
-        modality=options.modality,
-        training={
-            "code": "naamiinepal/vlsm-adapter",
-            "imported_from": checkpoint.path.name,
-            "imported_sha256": checkpoint.sha256,
-            "parameters": parameters,
-            "base_checked": converted.base_checked,
-        },
-        created=date.today().isoformat(),
-        engine_version=__version__,
-    )
-    save_bundle(output, converted.adapter, card)
-    kind = f"{card.method} {card.placement}, width {card.hidden_size}, {parameters:,} parameters"
-    print(f"wrote {output}: {kind}, for the base '{base.name}'")
-    if not converted.base_checked:
-        print(f"the checkpoint holds the adapter alone: whether it was trained on '{base.name}' cannot be checked")
+    from engine.commands import import_checkpoint  # takes seconds: PyTorch and more
+
+    import_checkpoint.run(options)
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    from engine.commands import calibrate  # takes seconds: PyTorch and more
+
+    calibrate.run(options)
 
 
 def _line(entry: Entry) -> str:
@@ -118,29 +79,6 @@ def _line(entry: Entry) -> str:
     card, origin = entry.card, "shipped" if entry.shipped else "your own"
     about = f"{card.method} {card.placement}".strip()
     return f"{entry.name}: {about} for {card.base}, {origin}; {card.data_set or 'data not stated'}"
-
-
-def calibrate(options: argparse.Namespace) -> None:
-    """Put a new presence threshold on an adapter's card, and what the adapter does with it on the test split."""
-    folder = find_adapter(options.adapter)
-    segmenter = Segmenter(str(folder), options.base, options.device)
-    sets = open_splits(options.data, ("axial",), segmenter.channels, options.drop_overlap)
-    if not sets["val"].case_count:
-        raise UserError(f"{options.data} has nothing in its split 'val'; name cases for validation")
-    others = absent_from(wordings(sets["val"]) | set(segmenter.card.prompts), OTHER_STRUCTURES)
-    with progress_bar("calibrating", 1) as update:
-        calibration = calibrate_adapter(
-            segmenter, sets["val"], others, lambda done, total: update(done, total=total)
-        )
-    if calibration is None:
-        raise UserError(f"the split 'val' of {options.data} shows nothing that is labelled; nothing was changed")
-    print(calibration)
-    if sets["test"].case_count:
-        with progress_bar("testing", sets["test"].case_count) as update:
-            _, rates = measure_adapter(segmenter, sets["test"], others, update)
-        print(f"test: {rates}")
-    write_card(folder, segmenter.card)
-    print(f"wrote the card of {folder}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,38 +17,16 @@ from transformers.utils import logging as transformers_logging
 from engine.errors import UserError
 from engine.files import read_json, sha256_of, write_text
 from engine.model.towers import new_clip
-from engine.places import user_models
+from engine.places import KIND_FILES, PUBLIC_BASES, base_names, is_base, model_folders, user_models
 from engine.vocabulary import clip_tokenizer
 from engine.weights import write_tensors
 
-SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "Resources" / "Models"
-PUBLIC_BASES = {
-    "clipseg": "CIDAS/clipseg-rd64-refined",
-    "clip-vit-b-16": "timm/vit_base_patch16_clip_224.openai",
-    "clip-rn50": "timm/resnet50_clip.openai",
-}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 352
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP_VOCABULARY = 49408
 CLIP_SIDES = {"clip-vit-b-16": 640, "clip-rn50": 416}  # what SAN and CRIS read; for classification it is 224
-# of each kind of base: configuration, weights, and the pickled weights that are converted. A folder of open_clip
-# may hold a config.json of something else beside, so its kind is looked for first.
-KIND_FILES = {
-    "clip": ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-    "clipseg": ("config.json", "model.safetensors", "pytorch_model.bin"),
-}
-
-
-def model_folders() -> list[Path]:
-    """Return the folders in which models are looked up by name: the user's own before the shipped ones."""
-    return [user_models(), SHIPPED_MODELS]
-
-
-def is_base(folder: Path) -> bool:
-    """Return whether a folder holds a base of any kind."""
-    return any((folder / files[0]).is_file() for files in KIND_FILES.values())
 
 
 @dataclass(frozen=True)
@@ -193,19 +171,6 @@ def _pixel_settings(settings: dict, path: Path) -> tuple[int, tuple[float, ...],
     if not isinstance(size, int) or size < 1 or len(mean) != 3 or len(std) != 3 or 0 in std:
         raise UserError(f"{path} has no valid size, image_mean or image_std; get the base again")
     return size, mean, std
-
-
-def base_names() -> list[str]:
-    """Return the names under which bases can be asked for."""
-    return sorted({*local_base_names(), *PUBLIC_BASES})
-
-
-def local_base_names() -> list[str]:
-    """Return the names of the bases in the model folders."""
-    configurations = [files[0] for files in KIND_FILES.values()]
-    return sorted(
-        {p.parent.name for folder in model_folders() for c in configurations for p in folder.glob(f"*/{c}")}
-    )
 
 
 def hash_weights(path: Path) -> str:

@@ -4,22 +4,24 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import get_origin
+from typing import TYPE_CHECKING, get_origin
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
 
-from engine.bases import Base, is_base, model_folders
+from engine.choices import METHODS
 from engine.errors import UserError
 from engine.files import read_json, sha256_of, write_text
 from engine.imaging.planes import CHANNELS, SLICE
-from engine.model.clipseg import CLIPSeg
-from engine.model.methods import METHODS, build_model
-from engine.model.prompted import PromptedNet
+from engine.places import is_base, model_folders
 from engine.presence import Rates
 from engine.tables import FIGURES, markdown_table, with_interval
 from engine.weights import write_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from engine.bases import Base
+    from engine.model.prompted import PromptedNet
 
 SCHEMA_VERSION = 1
 NEXT_WEIGHTS = ".next.safetensors"  # in a bundle while it is saved
@@ -76,7 +78,7 @@ class AdapterCard:
     schema_version: int = SCHEMA_VERSION
 
 
-def save_bundle(folder: Path, trained: nn.Module, card: AdapterCard) -> AdapterCard:
+def save_bundle(folder: Path, trained: "nn.Module", card: AdapterCard) -> AdapterCard:
     """Write a bundle with the trained part of a net; return its card with the checksum filled in.
 
     A process that is killed meanwhile leaves the bundle before, or the new one (see `weights_of`).
@@ -158,7 +160,7 @@ def read_card(folder: Path) -> AdapterCard:
     return card
 
 
-def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None = None) -> PromptedNet:
+def load_model(base: "Base", folder: Path | None = None, card: AdapterCard | None = None) -> "PromptedNet":
     """Load a base, with the adapter of a bundle where one is given, in fp32 and ready for inference.
 
     Args:
@@ -167,6 +169,11 @@ def load_model(base: Base, folder: Path | None = None, card: AdapterCard | None 
     Raises:
         UserError: the bundle is damaged, its method is unknown, or it belongs to another base.
     """
+    from safetensors.torch import load_file
+
+    from engine.model.clipseg import CLIPSeg  # the nets load PyTorch, which cards do without
+    from engine.model.methods import build_model
+
     if folder is None and base.kind != "clipseg":
         raise UserError(f"the base '{base.name}' is a CLIP, which segments nothing by itself; give an adapter")
     if folder is None:
@@ -201,7 +208,7 @@ def weights_of(folder: Path, card: AdapterCard) -> Path:
     raise UserError(f"{path} is not the file that its card describes (checksum differs); get the adapter again")
 
 
-def check_base(card: AdapterCard, base: Base) -> None:
+def check_base(card: AdapterCard, base: "Base") -> None:
     """Refuse a base that the adapter was not trained on.
 
     Raises:

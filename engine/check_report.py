@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.checking import Image, Mask, Report, choose_masks, read_masks
-from engine.data import SPLITS
+from engine.choices import SPLITS
 from engine.files import write_text
 from engine.gallery import Exhibit, write_gallery
 from engine.imaging.segments import Segment, segment_colors

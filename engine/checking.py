@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data import SPLITS, Case, DataSet, Truth, open_data_set, shared_images
+from engine.choices import SPLITS
+from engine.data import Case, DataSet, Truth, open_data_set, shared_images
 from engine.data.pictures import PictureSet, odd_share
 from engine.errors import UserError
 from engine.imaging.intensity import intensity_range

@@ -62,6 +62,7 @@ class Result:
         voxel_volume_ml: of one voxel.
         base, base_sha256: the base that was used, and the hash of its weights.
         adapter_sha256: hash of the adapter's weights; nothing where none was used.
+        seconds: what the server took for it; for the first prompt with loading the model and encoding the volume.
     """
 
     prompt: str
@@ -73,6 +74,7 @@ class Result:
     base: str
     base_sha256: str
     adapter_sha256: str
+    seconds: float
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """Return the voxels (z, y, x) bool whose probability reaches the threshold, rounded to a 256th: exactly the
@@ -228,7 +230,7 @@ class Client:
                     rest = rest[count:]
         if rest:
             raise UserError(self._gone("it stopped in the middle of a result"))
-        keys = ("prompt", "presence", "found", "threshold", "base", "base_sha256", "adapter_sha256")
+        keys = ("prompt", "presence", "found", "threshold", "base", "base_sha256", "adapter_sha256", "seconds")
         return Result(probability=probability, voxel_volume_ml=volume.voxel_volume_ml, **{k: row[k] for k in keys})
 
     def _holds(self, path: str) -> bool:

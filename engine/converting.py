@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from engine.bases import Base, local_base_names, open_base
+from engine.bases import Base, open_base
+from engine.choices import PLACEMENTS
 from engine.errors import UserError
 from engine.files import sha256_of
-from engine.model.adapter import PLACEMENTS, Adapter, BaseShape
+from engine.model.adapter import Adapter, BaseShape
 from engine.model.methods import METHODS, build_adapter
+from engine.places import local_base_names
 
 LISTS = {  # method -> our list of bottlenecks -> the reference's
     "shallow": {"vision": "vision_extract_adapters", "text": "text_extract_adapters"},

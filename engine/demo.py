@@ -3,18 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from engine.cli import progress_bar, run
-from engine.head import HEAD, PUBLISHED, head_folder, published_mask
-from engine.imaging.reading import read_volume
-from engine.metrics import dice
-from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, per_prompt, segment_study
-
-ADAPTER = "head-t1"
-PROMPTS = ("brain", "grey matter", "white matter", "polyp")
+from engine.cli import run
 
 
 def main() -> None:
@@ -22,43 +11,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    outputs = Outputs(
-        options.output / "head.seg.nrrd",
-        report=options.output / "head.json",
-        preview=options.output / "head.png",
-        masks=options.output / "head.nii.gz",
-    )
-    print("Segmenting the MNI152 head (T1, skull removed) with the base 'mini' and the adapter 'head-t1'")
-    segmenter = Segmenter(ADAPTER, device=options.device)
-    with progress_bar("encoding", 1) as update:
-        report = segment_study(
-            segmenter,
-            read_volume(head_folder() / HEAD.format("t1")),
-            Request(PROMPTS),
-            outputs,
-            lambda step, done, total: update(done, description=step, total=total),
-        )
-    scores = {prompt: published_dice(outputs, prompt) for prompt in PUBLISHED}
-    _print_table(report, scores)
-    print(f"look at {outputs.preview}; open {outputs.segments} in 3D Slicer")
+    from engine.commands import demo  # takes seconds: PyTorch and more
 
-
-def published_dice(outputs: Outputs, prompt: str) -> float:
-    """Compare the written mask of a prompt with the published maps of its tissues, from 50 % on."""
-    truth = published_mask(prompt)
-    result = read_volume(per_prompt(outputs.masks, (prompt,))[0]).voxels > 0
-    return dice(int((result & truth).sum()), int(result.sum()), int(truth.sum()))
-
-
-def _print_table(report: dict, scores: dict[str, float]) -> None:
-    table = Table("prompt", "volume (ml)", "presence", "Dice against the published map", "seconds")
-    for row in report["results"]:
-        volume = f"{row['volume_ml']:.0f}" if row["found"] else "not found"
-        score = f"{scores[row['prompt']]:.3f}" if row["prompt"] in scores else ""
-        table.add_row(row["prompt"], volume, f"{row['presence']:.2f}", score, f"{row['seconds']:.1f}")
-    Console().print(table)
-    print(f"{report['seconds_encoding']:.1f} s to encode the scan, on {report['device']} in {report['precision']}")
+    demo.run(options)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from engine.choices import DEVICES, PRECISIONS
 from engine.errors import UserError
 
-DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 CPU_BATCH_BYTES = 16 << 20  # what stays in a CPU's cache; larger batches gain nothing and cancel late
 LARGEST_BATCH = 128
 
@@ -39,8 +39,8 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: an unknown precision.
     """
-    if precision in PRECISIONS:
-        return PRECISIONS[precision]
+    if precision in DTYPES:
+        return DTYPES[precision]
     if precision != "auto":
         raise UserError(f"unknown precision '{precision}'; there are auto, {', '.join(PRECISIONS)}")
     if device.type == "cuda":

@@ -15,7 +15,6 @@ from engine.segmenter import Segmenter
 
 BOOTSTRAP_SAMPLES = 2000
 ALL = "(all)"  # structures together
-BASE_ALONE = "none"  # in place of an adapter
 LARGEST_CALIBRATION = 200  # cases; more cost time and move the threshold little
 IN_VAIN = ("wrong", "absent")  # the kinds that ask for what is not there
 DENIAL = "no "  # of a prompt such as "No tumor in the breast", for an image without one
@@ -137,15 +136,17 @@ def evaluate(
     data_set: DataSet,
     asks: Sequence[Ask] = (plain,),
     on_case: Callable[[], None] = lambda: None,
+    plane: str | None = None,
 ) -> list[Score]:
     """Segment every case, and compare.
 
     Args:
+        plane: see `Segmenter.set_volume`.
         on_case: called after each case; raise `Cancelled` in it to stop.
     """
     scores = []
     for case in data_set.cases():
-        segmenter.set_volume(case.volume)
+        segmenter.set_volume(case.volume, plane)
         scores += [_score(segmenter, case, question) for ask in asks for question in ask(case)]
         on_case()
     return scores

@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -19,7 +21,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-TEMPORARY = ".writing-"
+TEMPORARY, SCRATCH = ".writing-", "vlsm-scan-"
+YOUNG_SECONDS = 60  # who made a folder may not have locked it yet
 _looked_through: set[Path] = set()
 LONGEST_NAME_BYTES = 220  # most file systems take 255; the name of the temporary file beside is longer
 
@@ -88,6 +91,25 @@ def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
             yield Path(name)
         finally:
             _unlock(lock)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder for parts of scans, in the system's folder of temporary files, that nobody else can read.
+
+    It is removed in the end; what a process left that was killed is removed by the next one.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    parent = Path(tempfile.gettempdir())
+    if (parent / SCRATCH) not in _looked_through:
+        for folder in left_folders(SCRATCH, parent):
+            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        _looked_through.add(parent / SCRATCH)
+    with private_folder(SCRATCH, parent) as folder:
+        yield folder
 
 
 def left_folders(prefix: str, parent: Path) -> list[Path]:

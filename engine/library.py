@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from engine.archives import DAMAGE, safe_entries
-from engine.bases import SHIPPED_MODELS, is_base, local_base_names, open_base, user_models
 from engine.bundle import (
     CARD,
     README,
@@ -26,9 +25,10 @@ from engine.bundle import (
     read_card,
     weights_of,
 )
+from engine.choices import METHODS
 from engine.errors import UserError
 from engine.files import left_folders, private_folder
-from engine.model.methods import METHODS
+from engine.places import SHIPPED_MODELS, is_base, local_base_names, user_models
 
 MIB = 1 << 20
 LARGEST_BYTES = {WEIGHTS: 4096 * MIB, CARD: MIB, README: MIB}  # the largest method, `cris`, takes 560 MiB
@@ -127,6 +127,8 @@ def verify_adapter(name: str) -> str:
     weights_of(folder, card)
     if card.base not in local_base_names():
         return f"{name}: its files are whole; its base '{card.base}' is not on this machine, so was not compared"
+    from engine.bases import open_base  # it loads PyTorch, which the rest does without
+
     check_base(card, open_base(card.base))
     return f"{name}: its files are whole, and its base '{card.base}' is the one that it was trained on"
 

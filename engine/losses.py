@@ -3,7 +3,7 @@
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-DICE_WEIGHT, CROSS_ENTROPY_WEIGHT = 1.5, 1.0
+from engine.plan import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
 
 
 class SegmentationLoss(nn.Module):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.bases import SHIPPED_MODELS
 from engine.bundle import QUESTIONS, WEIGHTS, AdapterCard, measured, read_card
 from engine.data import DataSet, is_data_set, open_data_set, open_splits
 from engine.errors import UserError
 from engine.evaluation import Score, by_structure, evaluate, plain, prompt_checks, random, wrong, wrong_prompts
 from engine.head import PUBLISHED, head_folder, head_set
 from engine.imaging.planes import orient, resolve_planes
+from engine.places import SHIPPED_MODELS
 from engine.segmenter import Segmenter
 from engine.tables import FIGURES, markdown_table, with_interval
 
@@ -36,6 +36,7 @@ class Trial:
         data_set: the test split, or a part of it.
         split_cases: how many cases the whole split has.
         wrong_prompts: what may be asked for where it is not; the same for a part as for the whole.
+        plane: in which volumes are sliced; as the adapter wants when None.
         slices_per_case: of the first one, in all planes in which it is segmented.
     """
 
@@ -44,6 +45,7 @@ class Trial:
     data_set: DataSet
     split_cases: int
     wrong_prompts: list[str]
+    plane: str | None
     slices_per_case: int
 
     @property
@@ -56,7 +58,9 @@ def shipped_adapters() -> list[Path]:
     return sorted(path.parent for path in SHIPPED_MODELS.glob(f"*/{WEIGHTS}"))
 
 
-def open_trial(adapter: Path, data: Sequence[Path], subset: int | None = None) -> Trial | None:
+def open_trial(
+    adapter: Path, data: Sequence[Path], subset: int | None = None, plane: str | None = None
+) -> Trial | None:
     """Return an adapter with the test split of its data set; None where no folder has one.
 
     The set is the one that the card names, in its metrics or as what it was trained on, by the name of its folder.
@@ -65,6 +69,7 @@ def open_trial(adapter: Path, data: Sequence[Path], subset: int | None = None) -
     Args:
         data: data sets, or folders that hold them.
         subset: take that many cases of the split, spread evenly; all when None.
+        plane: see `Trial`.
 
     Raises:
         UserError: the card or the set is not valid.
@@ -73,9 +78,9 @@ def open_trial(adapter: Path, data: Sequence[Path], subset: int | None = None) -
     for folder in _named_sets(card, data):
         whole = open_splits(folder, ("axial",), drop_overlap=True)["test"]
         if whole.case_count:
-            return _trial(adapter, card, whole, _part(folder, whole, subset))
+            return _trial(adapter, card, whole, _part(folder, whole, subset), plane)
     if set(PUBLISHED) <= set(card.prompts) and _has_head():
-        return _trial(adapter, card, head_set(), head_set())
+        return _trial(adapter, card, head_set(), head_set(), plane)
     return None
 
 
@@ -87,7 +92,8 @@ def measure(
     Args:
         on_case: called after each case; raise `Cancelled` in it to stop.
     """
-    return evaluate(segmenter, trial.data_set, [plain, random(seed), wrong(trial.wrong_prompts, seed)], on_case)
+    asks = [plain, random(seed), wrong(trial.wrong_prompts, seed)]
+    return evaluate(segmenter, trial.data_set, asks, on_case, trial.plane)
 
 
 def summarise(trial: Trial, scores: Sequence[Score]) -> dict:
@@ -153,11 +159,11 @@ def _part(folder: Path, whole: DataSet, count: int | None) -> DataSet:
     return open_data_set(folder, "test", left_out=set(open_data_set(folder, "test").paths.values()) - wanted)
 
 
-def _trial(adapter: Path, card: AdapterCard, whole: DataSet, part: DataSet) -> Trial:
+def _trial(adapter: Path, card: AdapterCard, whole: DataSet, part: DataSet, plane: str | None) -> Trial:
     volume = part.case(next(iter(part.paths))).volume
-    planes = resolve_planes(volume, "auto" if min(volume.shape) == 1 else card.plane)
+    planes = resolve_planes(volume, plane or ("auto" if min(volume.shape) == 1 else card.plane))
     slices = sum(len(orient(volume.voxels, volume, plane)) for plane in planes)
-    return Trial(adapter, card, part, whole.case_count, wrong_prompts(whole), slices)
+    return Trial(adapter, card, part, whole.case_count, wrong_prompts(whole), plane, slices)
 
 
 def _has_head() -> bool:

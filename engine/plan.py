@@ -1,12 +1,14 @@
 """The hyper-parameters of a training, and what of them is refused."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+import yaml
+
+from engine.choices import LOSSES, METHODS
 from engine.errors import UserError
 from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES, SLICE
-from engine.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT, LOSSES
-from engine.model.methods import METHODS
 
 # shallow and dense: the paper's; san and cris: its benchmark's; the others: what is usual for them
 LEARNING_RATES = {
@@ -20,10 +22,11 @@ LEARNING_RATES = {
     "san": 2e-3,
     "cris": 1e-4,
 }
+DICE_WEIGHT, CROSS_ENTROPY_WEIGHT = 1.5, 1.0
 PLATEAU, COSINE = SCHEDULES = ("plateau", "cosine")
 CHOICES = {
-    "method": tuple(METHODS),
-    "loss": tuple(LOSSES),
+    "method": METHODS,
+    "loss": LOSSES,
     "schedule": SCHEDULES,
     "planes": (*PLANES, ALL_PLANES),
     "channels": CHANNELS,
@@ -55,11 +58,12 @@ class Plan:
         samples_per_epoch: annotations drawn in an epoch; every one that is present when None.
         absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
             share of prompts that are replaced by that of something absent; both have empty masks.
-        loss: a key of `LOSSES`; the two weights are of its parts.
+        loss: one of `LOSSES`; the two weights are of its parts.
         schedule: of the learning rate: "plateau", the paper's, lowers it when validation stops improving; "cosine"
             lowers it to 1 % over `epochs`, which suits a run whose length is known.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
-        patience_epochs: without a better validation Dice, before training stops.
+        patience_epochs: without a better validation Dice (or, where that is equal, a lower loss), before training
+            stops.
     """
 
     method: str = "dense"
@@ -92,8 +96,10 @@ class Plan:
         Raises:
             UserError: a value with which nothing can be trained.
         """
+        from engine.model.methods import METHODS as KINDS  # the nets, which load PyTorch
+
         self._check_values()
-        method = METHODS[self.method]
+        method = KINDS[self.method]
         if self.placement is not None and self.placement not in method.placements:
             known = ", ".join(filter(None, method.placements)) or "none"
             raise UserError(f"the method '{self.method}' has no placement '{self.placement}'; there are {known}")
@@ -123,3 +129,20 @@ class Plan:
 
     def _is_left_open(self, name: str) -> bool:
         return getattr(self, name) is None and getattr(type(self), name) is None
+
+
+def read_plan(path: Path) -> dict:
+    """Return the hyper-parameters that a YAML file names.
+
+    Raises:
+        UserError: it cannot be read, or has a key that is none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    known = [field.name for field in fields(Plan)]
+    unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else ["(no keys at all)"]
+    if unknown:
+        raise UserError(f"{path} has unknown keys {', '.join(unknown)}; there are {', '.join(known)}")
+    return values

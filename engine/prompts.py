@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Sequence
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 MAXIMUM_TOKENS = 77
 OTHER_STRUCTURES = (  # asked for where they are not, in training and in tests
@@ -54,7 +55,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
         raise UserError(f"the prompt '{repeated[0]}' is given twice; give it once")
 
 
-def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+def check_lengths(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> None:
     """Refuse prompts that a base cannot read whole.
 
     Raises:
@@ -69,8 +70,8 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) ->
             )
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> "Tensor":
     """Return token ids (prompts, tokens) int64, padded to the longest; a prompt past 77 tokens is cut and
     keeps its end-of-text token."""
-    encoded = tokenizer(list(prompts), padding=True, truncation=True, max_length=MAXIMUM_TOKENS)
-    return torch.tensor(encoded.input_ids)
+    settings = {"padding": True, "truncation": True, "max_length": MAXIMUM_TOKENS}
+    return tokenizer(list(prompts), return_tensors="pt", **settings).input_ids

@@ -13,11 +13,11 @@ import numpy as np
 
 from engine.errors import UserError
 
-PROTOCOL = 2  # counts up whenever an older client or server would misunderstand
+PROTOCOL = 3  # counts up whenever an older client or server would misunderstand
 PROTOCOL_HEADER, ENGINE_HEADER, VOLUME_HEADER = "VLSM-Protocol", "VLSM-Engine", "VLSM-Volume"
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 LEVELS = 256
-LARGEST = 1e300  # of the numbers of a geometry
+LARGEST = 1e18  # of the numbers of a geometry; whole ones must fit into 64 bits
 
 
 @dataclass(frozen=True)

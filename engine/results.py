@@ -4,99 +4,22 @@ Each adapter is asked for what is there, by the plain class prompt and by a rand
 its card says stands beside what is measured. An adapter whose data set is not found is left out."""
 
 import argparse
-import json
-import shutil
-from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
-from engine.bundle import PICTURE, find_adapter, write_card
-from engine.cli import progress_bar, run
+from engine.cli import run
 from engine.errors import UserError
-from engine.evaluation import Score
-from engine.files import replacing, write_csv, write_text
-from engine.measurements import Trial, measure, open_trial, shipped_adapters, summarise, table, with_metrics
-from engine.segmenter import Segmenter
-from engine.showcase import Section, draw_row, draw_together, write_page
-from engine.tables import INTERVALS, RULE
-
-TOGETHER, PAGE = "three-prompts.jpg", "README.md"
-AGREEMENT = """A card agrees where its Dice differs by at most 0.005. Where only a part of the cases was measured,
-it should lie within the interval; by chance, one in twenty does not."""
+from engine.imaging.planes import CHOICES
 
 
 def main() -> None:
     options = _parser().parse_args()
     if options.write_cards and options.subset:
         raise UserError("a card holds figures of whole test splits; leave out --subset or --write-cards")
-    trials = _open_trials(options)
-    for folder in filter(None, (options.output, options.gallery)):
-        folder.mkdir(parents=True, exist_ok=True)
-    summaries: dict[str, dict] = {}
-    sections: list[Section] = []
-    steps = accumulate(trial.slices_per_case for trial in trials for _ in trial.data_set.paths)
-    with progress_bar("measuring", sum(trial.slices for trial in trials)) as update:
-        for trial in trials:
-            name = trial.card.name
-            segmenter = Segmenter(str(trial.folder), None, options.device, options.precision)
-            scores = measure(
-                trial, segmenter, options.seed, lambda name=name: update(next(steps), description=name)
-            )
-            write_csv(options.output / f"{name}.csv", scores)
-            summaries[name] = summarise(trial, scores)
-            if options.gallery:
-                sections += _draw(options.gallery, trial, segmenter, scores)
-            if options.write_cards:
-                _complete_bundle(trial, summaries[name], options.gallery)
-    text = _report(summaries, options)
-    write_text(options.output / "results.md", text)
-    write_text(options.output / "results.json", json.dumps(summaries, indent=1) + "\n")
-    if options.gallery:
-        sections.sort(key=lambda section: section.picture is None or section.picture.name != TOGETHER)
-        write_page(options.gallery / PAGE, sections)
-    Console().print(Markdown(text))
-    print(f"wrote {', '.join(map(str, filter(None, (options.output, options.gallery))))}")
+    if options.plane and (options.write_cards or options.gallery):
+        raise UserError("cards and gallery show adapters in their own planes; leave out --plane")
+    from engine.commands import results  # takes seconds: PyTorch and more
 
-
-def _open_trials(options: argparse.Namespace) -> list[Trial]:
-    folders = [find_adapter(name) for name in options.adapters] if options.adapters else shipped_adapters()
-    missing = [folder for folder in options.data if not folder.is_dir()]
-    if missing:
-        print(f"there is no folder {', '.join(map(str, missing))}")
-    trials = []
-    for folder in folders:
-        trial = open_trial(folder, [data for data in options.data if data not in missing], options.subset)
-        if trial is None:
-            print(f"{folder.name}: left out, as no test split of its data set was found")
-        else:
-            trials.append(trial)
-    if not trials:
-        raise UserError("nothing can be measured; name folders that hold the adapters' data sets with --data")
-    return trials
-
-
-def _draw(folder: Path, trial: Trial, segmenter: Segmenter, scores: Sequence[Score]) -> list[Section]:
-    together = draw_together(folder / TOGETHER, trial, segmenter, scores)
-    row = draw_row(folder / f"{trial.card.name}.jpg", trial, segmenter, scores)
-    return [section for section in (together, row) if section]
-
-
-def _complete_bundle(trial: Trial, summary: dict, gallery: Path | None) -> None:
-    """Write figures, and the picture where one was drawn, into the adapter's own folder."""
-    picture = gallery / f"{trial.card.name}.jpg" if gallery else None
-    if picture and picture.is_file():
-        with replacing(trial.folder / PICTURE) as temporary:
-            shutil.copyfile(picture, temporary)
-    write_card(trial.folder, with_metrics(trial.card, summary))
-
-
-def _report(summaries: dict[str, dict], options: argparse.Namespace) -> str:
-    part = f"At most {options.subset} test cases of each set, spread evenly." if options.subset else ""
-    cases = part or "All cases of the test splits, without those whose images are in another split too."
-    return f"# Results\n\n{cases}\n\n{table(summaries)}\n\n{INTERVALS} {RULE} {AGREEMENT}\n"
+    results.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, nargs="+", required=True, help="data sets, or folders that hold them")
     add("--adapters", nargs="+", metavar="ADAPTER", help="names or folders (default: all that are shipped)")
     add("--subset", type=int, metavar="N", help="only N test cases of each set, spread evenly")
+    add("--plane", choices=CHOICES, help="how volumes are sliced (default: as each adapter wants)")
     add("--seed", type=int, default=0, help="of the random and the absent prompts")
     add("--device", default="auto")
     add("--precision", default="auto")

@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from engine import __version__
-from engine.errors import UserError
 from engine.files import replacing, write_csv, write_text
 from engine.plan import Plan
 from engine.run_files import CURVES, LOG, PLAN
@@ -22,23 +21,6 @@ from engine.training import Epoch
 
 PACKAGES = ("torch", "transformers", "accelerate", "monai", "numpy", "SimpleITK")
 TENSORBOARD = "tensorboard"
-
-
-def read_plan(path: Path) -> dict:
-    """Return the hyper-parameters that a YAML file names.
-
-    Raises:
-        UserError: it cannot be read, or has a key that is none.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    known = [field.name for field in fields(Plan)]
-    unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else ["(no keys at all)"]
-    if unknown:
-        raise UserError(f"{path} has unknown keys {', '.join(unknown)}; there are {', '.join(known)}")
-    return values
 
 
 def write_start(folder: Path, plan: Plan, data: Path, base: str, device: str, processes: int) -> None:

@@ -52,11 +52,11 @@ class Section:
     text: str
 
 
-def exhibit(segmenter: Segmenter, data_set: DataSet, score: Score, title: str) -> Exhibit:
-    """Return the case of a score with the reference, and what is found again for its prompt."""
+def exhibit(segmenter: Segmenter, data_set: DataSet, score: Score, title: str, plane: str | None = None) -> Exhibit:
+    """Return the case of a score with the reference, and what is found again for its prompt in these planes."""
     case = data_set.case(score.case)
     truth = next(truth.mask for truth in case.truths if truth.plain_prompt == score.structure)
-    segmenter.set_volume(case.volume)
+    segmenter.set_volume(case.volume, plane)
     return compared(title, case.volume, truth, segmenter.segment(score.prompt).mask())
 
 

@@ -3,84 +3,24 @@
 Beside the bundle, run/ keeps the plan, the environment, the log, the curves and a checkpoint to go on from."""
 
 import argparse
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
-from datetime import date
+from dataclasses import fields
 from pathlib import Path
-from statistics import mean, stdev
 
-from rich.console import Console
-from rich.markdown import Markdown
-
-from engine import __version__
-from engine.activations import PLACES
-from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
-from engine.card_figures import calibrate_adapter, measure_adapter
-from engine.check_report import MOST_PROBLEMS, markdown, write_report
-from engine.checking import check
-from engine.cli import interruptible, progress_bar, run
-from engine.data import DataSet, open_splits, wordings
-from engine.devices import PRECISIONS, choose_device
-from engine.errors import Cancelled, UserError
-from engine.evaluation import means
-from engine.files import write_text
+from engine.choices import LOSSES, METHODS, PLACEMENTS, PLACES_OF_ACTIVATIONS, PRECISIONS
+from engine.cli import run
+from engine.errors import UserError
 from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
-from engine.losses import LOSSES
-from engine.model.adapter import PLACEMENTS
-from engine.model.methods import METHODS
-from engine.plan import SCHEDULES, Plan
-from engine.prompts import OTHER_STRUCTURES, absent_from
-from engine.run_files import CHECKPOINT
-from engine.runs import read_plan, tensorboard, write_log, write_start
-from engine.segmenter import Segmenter
-from engine.training import Epoch, Trainer
+from engine.plan import SCHEDULES, Plan, read_plan
 
 
 def main() -> None:
     options = _parser().parse_args()
-    plan = _plan(options)
-    planes = PLANES if plan.planes == ALL_PLANES else (plan.planes,)
-    if options.check:
-        _check(options, planes, plan.channels)
-        return
-    if options.output is None:
+    if options.output is None and not options.check:
         raise UserError("say where the adapter goes: -o FOLDER")
-    base = open_base(options.base)
-    sets = open_splits(options.data, planes, plan.channels, options.drop_overlap)
-    if not sets["train"].annotations:
-        raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
-    if options.seeds is None:
-        _train_one(plan, base, sets, options.output, options)
-        return
-    results = {}
-    for seed in options.seeds:
-        print(f"seed {seed}")
-        folder = options.output / f"seed-{seed}"
-        begun = (folder / "run" / CHECKPOINT).is_file()
-        of_seed = argparse.Namespace(**{**vars(options), "resume": options.resume and begun})
-        results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, of_seed)
-    _summarise_seeds(options.output, results)
+    plan = _plan(options)
+    from engine.commands import train  # takes seconds: PyTorch and more
 
-
-def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) -> None:
-    """Report what is in the data set; problems end the command with its code for errors."""
-    output = options.output or Path("check")
-    with progress_bar("reading", 1) as update, interruptible() as interrupted:
-
-        def on_case(done: int, total: int) -> None:
-            update(done, total=total)
-            if interrupted():
-                raise Cancelled
-
-        report = check(options.data, planes, channels, options.drop_overlap, on_case)
-    written = write_report(output, report, planes, channels)
-    Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
-    print(f"wrote {', '.join(map(str, written))}")
-    if report.problems:
-        raise UserError(f"training would stop at {len(report.problems)} problem(s); see {output / 'report.md'}")
+    train.run(options, plan)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -88,165 +28,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     names = {field.name for field in fields(Plan)}
     flags = {name: value for name, value in vars(options).items() if name in names}
     from_file = read_plan(options.config) if options.config else {}
-    return Plan(**(from_file | flags)).resolved()
-
-
-def _train_one(
-    plan: Plan, base: Base, sets: dict[str, DataSet], output: Path, options: argparse.Namespace
-) -> dict | None:
-    """Train one adapter, calibrate and test it; return the means over the test split, None where there is none."""
-    check_bundle_folder(output, options.overwrite or options.resume)
-    folder = output / "run"
-    prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
-    others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
-    validation_set = sets["val"] if sets["val"].annotations else None
-    device = choose_device(options.device)
-    checkpoint = folder / CHECKPOINT
-    trainer = Trainer(
-        base,
-        plan,
-        sets["train"],
-        validation_set,
-        others,
-        checkpoint,
-        device,
-        options.precision,
-        options.keep_activations,
-        options.recompute_activations,
-    )
-    if options.resume:
-        trainer.resume()
-    card = _card(plan, base, prompts, output, options)
-    accelerator = trainer.accelerator
-    if accelerator.is_main_process:
-        where = str(accelerator.device), accelerator.num_processes
-        write_start(folder, plan, options.data, base.name, *where)
-        counts = {split: len(data_set.annotations) for split, data_set in sets.items()}
-        print(f"annotations: {counts['train']} for training, {counts['val']} for validation")
-    with _telling_how_to_go_on():
-        _run(trainer, card, output)
-    if not trainer.accelerator.is_main_process:
-        return None
-    save_bundle(output, trainer.model.trained, _finished(card, trainer))
-    segmenter = Segmenter(str(output), options.base, options.device)
-    _calibrate(segmenter, sets["val"], others)
-    figures = _test(segmenter, sets["test"], others)
-    write_card(output, segmenter.card)
-    print(f"wrote {output}")
-    return figures
-
-
-def _run(trainer: Trainer, card: AdapterCard, output: Path) -> None:
-    main_process = trainer.accelerator.is_main_process
-    board = tensorboard(output / "run", len(trainer.history)) if main_process else nullcontext()
-    with progress_bar("training", 1) as update, interruptible() as interrupted, board as log_epoch:
-
-        def on_step(done: int, total: int) -> None:
-            if main_process:
-                update(done, total=total, note=_note(trainer))
-            if interrupted():
-                raise Cancelled
-
-        def on_epoch(epoch: Epoch) -> None:
-            if main_process:
-                write_log(output / "run", trainer.history)
-                log_epoch(epoch)
-                if epoch.best:
-                    save_bundle(output, trainer.model.trained, _finished(card, trainer))
-                Console().print(_line(epoch))
-
-        trainer.train(on_step, on_epoch)
-
-
-def _note(trainer: Trainer) -> str:
-    """Return what is said beside the bar: where the run stands, and how long it may take at most."""
-    history, plan = trainer.history, trainer.plan
-    note = f"epoch {len(history) + 1} of at most {plan.epochs}, loss {trainer.recent_loss:.3f}"
-    if history:
-        minutes = (plan.epochs - len(history)) * mean(epoch.seconds for epoch in history) / 60
-        note += f", Dice {max(epoch.validation_dice for epoch in history):.3f}, at most {minutes:.0f} min left"
-    return note
-
-
-@contextmanager
-def _telling_how_to_go_on() -> Iterator[None]:
-    try:
-        yield
-    except Cancelled:
-        print("the run is saved; go on with the same command and --resume")
-        raise
-
-
-def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
-    seconds = round(sum(epoch.seconds for epoch in trainer.history))
-    training = asdict(trainer.plan) | {
-        "parameters": sum(p.numel() for p in trainer.model.trained.parameters() if p.requires_grad),
-        "seconds": seconds,
-        "epochs_run": len(trainer.history),
-        "device": str(trainer.accelerator.device),
-    }
-    return replace(card, training=training)
-
-
-def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: argparse.Namespace) -> AdapterCard:
-    return AdapterCard(
-        name=output.resolve().name,
-        method=plan.method,
-        placement=plan.placement,
-        hidden_size=plan.hidden_size,
-        base=base.name,
-        base_sha256=base.sha256,
-        prompts=prompts,
-        plane=plan.planes,
-        channels=plan.channels,
-        data_set=options.data_set or options.data.resolve().name,
-        licence=options.licence,
-        modality=options.modality,
-        created=date.today().isoformat(),
-        engine_version=__version__,
-    )
-
-
-def _calibrate(segmenter: Segmenter, validation_set: DataSet, others: list[str]) -> None:
-    with progress_bar("calibrating", 1) as update:
-        calibration = calibrate_adapter(
-            segmenter, validation_set, others, lambda done, total: update(done, total=total)
-        )
-    print(calibration or "presence threshold 0.5, not calibrated: no validation images with labels")
-
-
-def _test(segmenter: Segmenter, test_set: DataSet, others: list[str]) -> dict | None:
-    """Return the means over the test split, segmented as a user would; None where there is none."""
-    if not test_set.case_count:
-        return None
-    with progress_bar("testing", test_set.case_count) as update:
-        scores, rates = measure_adapter(segmenter, test_set, others, update)
-    total = means(scores)
-    print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}")
-    if rates:
-        print(f"test: {rates}")
-    return total
-
-
-def _summarise_seeds(output: Path, results: dict[int, dict | None]) -> None:
-    """Print and write the mean and the spread over seeds."""
-    if any(result is None for result in results.values()):
-        return
-    summary = {}
-    for figure in ("dice", "iou", "hd95"):
-        values = [result[figure] for result in results.values() if result[figure] is not None]
-        if values:
-            spread = stdev(values) if len(values) > 1 else 0.0
-            summary[figure] = {"mean": mean(values), "spread": spread, "seeds": values}
-            print(f"test {figure}: {mean(values):.3f} ± {spread:.3f} over {len(values)} seeds")
-    write_text(output / "seeds.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _line(epoch: Epoch) -> str:
-    return (
-        f"epoch {epoch.number}: loss {epoch.training_loss:.3f}, validation loss {epoch.validation_loss:.3f}, "
-        f"Dice {epoch.validation_dice:.3f}{' (best)' if epoch.best else ''}, {epoch.seconds:.0f} s"
-    )
+    return Plan(**(from_file | flags))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -263,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add(
         "--keep-activations",
-        choices=PLACES,
+        choices=PLACES_OF_ACTIVATIONS,
         default="auto",
         help="where what a frozen encoder makes of each image is kept between epochs (default: auto)",
     )

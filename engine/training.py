@@ -52,6 +52,7 @@ class _Standing:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     best_dice: float = -1.0
+    best_loss: float = math.inf  # of validation
     best_epoch: int = 0
     history: list[Epoch] = field(default_factory=list)
 
@@ -209,9 +210,10 @@ class Trainer:
             self._scheduler.step()
         else:
             self._scheduler.step(loss if self._validation else training_loss)
-        best = self._validation is None or score > standing.best_dice
+        # while nothing is found yet, Dice stays 0 and only the loss tells that the adapter learns
+        best = self._validation is None or (score, -loss) > (standing.best_dice, -standing.best_loss)
         if best:
-            standing.best_dice, standing.best_epoch = score, standing.epoch
+            standing.best_dice, standing.best_loss, standing.best_epoch = score, loss, standing.epoch
             self._best_weights = {n: w.detach().clone() for n, w in self.model.trained.state_dict().items()}
         rate = self._optimizer.param_groups[0]["lr"]
         epoch = Epoch(standing.epoch, training_loss, loss, score, rate, time.time() - started, best)

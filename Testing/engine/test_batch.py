@@ -1,4 +1,4 @@
-"""Many studies with faulty ones among them, killed in the middle (`python Testing/batch.py 200` takes more)."""
+"""Many studies with faulty ones among them, killed in the middle; `Testing/batch.py` takes more of them."""
 
 import re
 import sys

@@ -7,6 +7,7 @@ from conftest import run_command
 
 from engine import comparison
 from engine.bundle import read_card
+from engine.commands import comparison as work
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_methods_are_trained_once_with_equal_effort_and_put_into_a_table(compare
     rows = [line for line in table if line.startswith("| `")]
     assert [row.split("`")[1:4:2] for row in rows] == [["shallow", "tiny"], ["cris", "clip-small-resnet"]]
 
-    monkeypatch.setattr(comparison, "_train", None)  # it would fail
+    monkeypatch.setattr(work, "_train", None)  # it would fail
     again, printed_again, errors = compare_command("--epochs", 1)
     assert again == 0, errors
     assert printed_again == printed[printed.index("## discs") :]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import sys
 import tracemalloc
@@ -16,15 +17,21 @@ import SimpleITK as sitk
 from conftest import make_adapter
 from fuzz import GOOD, meet_all
 from fuzzing.kinds import _bytes_of, _slice
+from PIL import Image
 
 from engine.bases import open_base
 from engine.bundle import CARD, WEIGHTS, load_model, read_card
 from engine.data import open_data_set, open_splits
 from engine.errors import LONGEST_MESSAGE, UserError
+from engine.imaging.labels import read_segmentation
 from engine.imaging.reading import read_frames, read_volume, unpacked_bytes
+from engine.imaging.segments import Segment
+from engine.imaging.volume import Volume
+from engine.imaging.writing import write_segments
 from engine.library import install_adapter
+from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, is_done
+from engine.studies import is_done
 
 DEEP = "[" * 100_000
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 14 12 4\nencoding: raw\nendian: little\n"
@@ -57,7 +64,20 @@ def test_changed_files_and_requests_are_taken_or_refused_in_one_line(tmp_path):
         ("a.nrrd", f"{NRRD}kinds: {'x' * 5000}\n", "too long"),  # ended the process
         ("a.nrrd", f"{NRRD}{'x' * 5000}\n", "too long"),  # likewise
         ("a.nhdr", f"{NRRD}data file: %n%n%n 1 3 1\n", "no pattern"),
+        ("a.nrrd", f"{NRRD}spacings: 1 nan 2\n", None),  # says nothing of an axis
+        ("a.nrrd", f"{NRRD}spacings: 1 1 inf\n", "'inf' among the numbers of its spacings"),
+        (
+            "a.nrrd",
+            f"{NRRD}space dimension: 3\nspace directions: (1,0,0) (0,1,0) (0,0,x)\n",
+            "'x' among the numbers",
+        ),
         ("a.mha", META, None),
+        (
+            "a.mha",
+            META.replace("ElementType", "TransformMatrix = 1 0 0 0 -inf 0 0 0 1\nElementType"),
+            "'-inf' among",
+        ),
+        ("a.mha", META.replace("ElementType", "Offset = 1e300 0 0\nElementType"), "'1e300' among"),
         ("a.mha", META.replace("14 12 4", "10000 10000 10000"), "ends before its last voxel"),
         ("a.mha", META.replace("NDims = 3", "NDims = 4294967296"), "dimensions"),  # ended the process
         (
@@ -154,6 +174,56 @@ def test_a_length_in_dicom_takes_no_memory_that_the_file_does_not_have(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("syntax", ["1.2.3.4", "1.2.840.113619.5.2", "1.2.840.10008.5.1.4.1.1.7"])
+def test_a_transfer_syntax_that_dicom_does_not_know_is_refused(tmp_path, syntax):
+    content = _bytes_of(_slice(0))
+    old = pydicom.uid.ExplicitVRLittleEndian.encode()
+    place = content.index(old) - 2
+    value = syntax.encode() + b"\0" * (len(syntax) % 2)
+    content = (
+        content[:place] + struct.pack("<H", len(value)) + value + content[place + 2 + len(old) + len(old) % 2 :]
+    )
+    (tmp_path / "a.dcm").write_bytes(content)
+    with pytest.raises(UserError, match=f"'{syntax}', which is none of DICOM's"):
+        read_volume(tmp_path / "a.dcm")
+
+
+def test_a_length_in_a_picture_takes_no_memory_that_the_file_does_not_have(tmp_path):
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    place = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:place] + struct.pack(">I", 2**31 - 1) + content[place + 4 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="damaged"):
+            read_volume(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("field", "number"), [("Layer", -1), ("Layer", -(2**31)), ("LabelValue", -3)])
+def test_a_segment_in_a_layer_before_the_first_is_refused(tmp_path, field, number):
+    volume = Volume(np.zeros((4, 5, 6), np.int16))
+    path = tmp_path / "a.seg.nrrd"
+    write_segments(path, [Segment("ball", np.ones(volume.shape, bool), (1, 0, 0))], volume)
+    content, count = re.subn(rb"(Segment0_%s:=)\d+" % field.encode(), rb"\g<1>%d" % number, path.read_bytes())
+    assert count == 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no valid layer and value"):
+        read_segmentation(path, volume)
+
+
+@pytest.mark.parametrize("spacing", ["0.5\\«.7", "0.5", "0\\0"])
+def test_a_spacing_of_a_picture_that_is_no_two_numbers_above_zero_is_refused(tmp_path, spacing):
+    data = _slice(0)
+    del data.ImagePositionPatient, data.PixelSpacing
+    data.add_new("ImagerPixelSpacing", "LO", spacing)
+    (tmp_path / "a.dcm").write_bytes(_bytes_of(data))
+    with pytest.raises(UserError, match=r"valid pixel spacing \(ImagerPixelSpacing\)"):
+        read_volume(tmp_path / "a.dcm")
 
 
 def test_a_window_of_dicom_that_is_no_number_is_none(tmp_path):

@@ -18,6 +18,7 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    EnhancedUSVolumeStorage,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
@@ -333,6 +334,22 @@ def test_enhanced_files_of_one_series_are_one_volume(tmp_path):
     write_enhanced(tmp_path / "b.dcm", (0, 2), SeriesInstanceUID="1.2.3")
     write_enhanced(tmp_path / "a.dcm", (4, 6), SeriesInstanceUID="1.2.3")
     assert read_volume(tmp_path).voxels[:, 0, 0].tolist() == [0, 2, 4, 6]
+
+
+def test_an_ultrasound_volume_is_placed_by_its_own_frame(tmp_path):
+    positions = (4.5, 1.5, 3.0, 0.0)
+    frames = [item(PlanePositionVolumeSequence=[item(ImagePositionVolume=[-3.0, z, 2.0])]) for z in positions]
+    common = item(
+        PlaneOrientationVolumeSequence=[item(ImageOrientationVolume=[1, 0, 0, 0, 0, -1])],
+        PixelMeasuresSequence=[item(PixelSpacing=[0.4, 0.2])],
+    )
+    groups = {"SharedFunctionalGroupsSequence": [common], "PerFrameFunctionalGroupsSequence": frames}
+    pixels = np.stack([np.full((6, 5), 10 * z, np.uint8) for z in positions])
+    path = write_image(tmp_path / "a.dcm", pixels, modality="US", **groups, SOPClassUID=EnhancedUSVolumeStorage)
+    volume = read_volume(path)
+    assert volume.voxels[:, 0, 0].tolist() == [0, 15, 30, 45] and volume.modality == "US"
+    assert volume.spacing_mm == (0.2, 0.4, 1.5) and volume.origin_mm == (-3.0, 0.0, 2.0)
+    assert np.array_equal(volume.direction_matrix, [[1, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
 def test_time_points_of_an_enhanced_image_are_listed_and_chosen(tmp_path):

@@ -41,13 +41,21 @@ SERIES = {
 }
 
 
-def write_series(folder: Path, orientation=(1, 0, 0, 0, 1, 0), step_mm=2.5, count=SHAPE[0], **attributes) -> Path:
-    """Write a CT with a bright ball; its files are named by their place in the file system alone."""
+def write_series(
+    folder: Path, orientation=(1, 0, 0, 0, 1, 0), step_mm=2.5, shift_mm=0, without=(), **attributes
+) -> Path:
+    """Write a CT with a bright ball; its files are named by their place in the file system alone.
+
+    Args:
+        shift_mm: of each slice against the one before, along the columns, as a tilted gantry does.
+        without: the slices that are missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    normal = np.cross(orientation[:3], orientation[3:])
+    rows, columns = np.reshape(orientation, (2, 3))
+    normal = np.cross(rows, columns)
     voxels = np.random.default_rng(0).integers(0, 50, SHAPE) + 500 * ball(SHAPE, (2, 5, 4), 3)
-    for index in range(count):
+    for index in set(range(SHAPE[0])) - set(without):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
         meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -61,7 +69,7 @@ def write_series(folder: Path, orientation=(1, 0, 0, 0, 1, 0), step_mm=2.5, coun
         slice_.Rows, slice_.Columns, slice_.PixelSpacing, slice_.SliceThickness = 12, 10, [0.5, 0.25], 2
         slice_.ImageOrientationPatient = [float(v) for v in orientation]
         slice_.ImagePositionPatient = [
-            float(v) for v in (np.array([10, 20, 30]) + index * step_mm * normal).round(6)
+            float(v) for v in ([10, 20, 30] + index * (step_mm * normal + shift_mm * columns)).round(6)
         ]
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
         slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -137,6 +145,29 @@ def test_read_back_as_a_picture_every_voxel_is_where_it_was(tmp_path, kind):
     assert places.shape == expected.shape and places.size
     order, wanted = (np.lexsort(np.round(p, 2)) for p in (places, expected))
     assert np.abs(places[:, order] - expected[:, wanted]).max() < 1e-3
+
+
+UNEVEN = {
+    "tilted": {"shift_mm": 0.8},
+    "a slice is missing": {"without": (1,)},
+    "tilted, oblique and with a slice missing": {"orientation": TILT, "shift_mm": -0.6, "without": (3,)},
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_what_is_found_in_a_resampled_volume_is_written_on_the_slices_themselves(tmp_path, kind):
+    folder = write_series(tmp_path / "series", **UNEVEN[kind])
+    sources, volume = sources_of(folder), read_volume(folder, resample=True)
+    found = Segment("liver", volume.voxels > -500, (1.0, 0.5, 0.0), {}, ALGORITHM)
+    assert len(volume.voxels) != len(sources) or volume.shape[1:] != SHAPE[1:]
+    write_segments(tmp_path / "o.dcm", [found], volume)
+    written = pydicom.dcmread(tmp_path / "o.dcm")
+    frames = written.pixel_array.reshape(-1, written.Rows, written.Columns)
+    for frame, pixels in zip(written.PerFrameFunctionalGroupsSequence, frames, strict=True):
+        source = sources[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+        assert np.array_equal(pixels, 2 * source.pixel_array.astype(int) - 1000 > -500)
+        assert place_of(frame) == [float(v) for v in source.ImagePositionPatient]
+    assert len(frames) == len(sources)
 
 
 def test_slices_whose_orientation_differs_by_rounding_are_written(tmp_path):
@@ -326,7 +357,7 @@ def test_a_series_that_was_changed_meanwhile_is_refused(tmp_path, series):
     assert files(tmp_path) == set()
 
 
-@pytest.mark.parametrize("grid", [{"origin_mm": (10, 21, 30)}, {"spacing_mm": (0.25, 0.5, 2.6)}])
+@pytest.mark.parametrize("grid", [{"origin_mm": (10, 21, 30)}, {"spacing_mm": (0.25, 0.5, 2.4)}])
 def test_a_volume_on_another_grid_than_its_slices_is_refused(tmp_path, series, grid):
     volume = replace(read_volume(series), **grid)
     with pytest.raises(UserError, match="does not lie on the slices of its files"):
@@ -375,11 +406,13 @@ def test_prompts_that_no_list_knows_are_tissue(prompt):
 VALID = {
     "axial": ({}, ["liver"]),
     "oblique": ({"orientation": SERIES["oblique"][0]}, ["the left lung", "blob"]),
-    "a single slice": ({"count": 1}, ["liver"]),
+    "a single slice": ({"without": range(1, 5)}, ["liver"]),
     "a long prompt": ({}, ["large " * 40 + "polyp"]),
     "a prompt in other letters": ({}, ["ведро\\печень " * 5]),
     "nothing found": ({"PixelData": bytes(240)}, ["liver", "polyp"]),
     "missing attributes": (NAMELESS, ["liver"]),
+    "tilted": (UNEVEN["tilted"], ["liver"]),
+    "a slice is missing": (UNEVEN["a slice is missing"], ["liver"]),
 }
 
 
@@ -387,7 +420,7 @@ VALID = {
 @pytest.mark.parametrize("case", VALID)
 def test_dciodvfy_finds_no_error(tmp_path, case):
     attributes, prompts = VALID[case]
-    volume = read_volume(write_series(tmp_path / "series", **attributes))
+    volume = read_volume(write_series(tmp_path / "series", **attributes), resample=True)
     assert_valid(tmp_path / "o.dcm", segments_of(volume, *prompts), volume)
 
 

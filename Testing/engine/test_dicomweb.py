@@ -11,13 +11,15 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import files, run_command, write_series
+from pydicom.uid import generate_uid
 
 from engine import segment
 from engine.errors import UserError
-from engine.imaging.dicomweb import fetched
-from engine.imaging.reading import read_volume
+from engine.imaging.dicomweb import fetched, store
+from engine.imaging.reading import find_studies, read_volume
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 SECONDS_TO_START = 30
@@ -65,16 +67,21 @@ def orthanc(tmp_path_factory):
         process.wait(20)
 
 
+def put_series(orthanc: str, folder: Path, **attributes) -> str:
+    """Put a series of noise into a folder and on the server; return its UID."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 900, (4, 20, 24))
+    uid = write_series(folder, pixels=noise, PatientID="1", **attributes)
+    for path in folder.iterdir():
+        urllib.request.urlopen(urllib.request.Request(f"{orthanc}/instances", path.read_bytes())).read()
+    return uid
+
+
 @pytest.fixture
 def series(orthanc, tmp_path):
     """A series of noise on the server, and in a folder."""
-    folder = tmp_path / "series"
-    folder.mkdir()
-    noise = np.random.default_rng(0).integers(0, 900, (4, 20, 24))
-    uid = write_series(folder, pixels=noise, PatientID="1")
-    for path in folder.iterdir():
-        urllib.request.urlopen(urllib.request.Request(f"{orthanc}/instances", path.read_bytes())).read()
-    return f"{orthanc}/dicom-web/studies/{uid}/series/{uid}", folder
+    uid = put_series(orthanc, tmp_path / "series")
+    return f"{orthanc}/dicom-web/studies/{uid}/series/{uid}", tmp_path / "series"
 
 
 def test_a_series_of_a_server_is_read_like_its_files(series):
@@ -98,6 +105,59 @@ def test_the_command_segments_a_series_of_a_server_and_resumes(series, tmp_path,
     assert code == 0 and "done before" in printed, errors
 
 
+def test_a_study_of_a_server_is_a_folder_for_each_series(orthanc, tmp_path):
+    study = generate_uid()
+    series = {put_series(orthanc, tmp_path / str(number), StudyInstanceUID=study) for number in range(2)}
+    with fetched(f"{orthanc}/dicom-web/studies/{study}") as place:
+        assert {path.name for path in place.iterdir()} == series
+        with pytest.raises(UserError, match="holds several series; choose one with --series"):
+            read_volume(place)
+        for number, uid in enumerate(sorted(series)):
+            assert read_volume(place, uid).shape == (4, 20, 24), number
+            assert find_studies(place)[number] == place / uid
+
+
+def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeypatch, capsys, tiny_adapter):
+    study = generate_uid()
+    place = {"StudyInstanceUID": study, "FrameOfReferenceUID": generate_uid(), "SliceThickness": 2}
+    put_series(orthanc, tmp_path / "series", **place)
+    service, out = f"{orthanc}/dicom-web", tmp_path / "out.dcm"
+    arguments = (f"{service}/studies/{study}", "-p", "brain", "-a", tiny_adapter, "--threshold", 0.1, "-o", out)
+    arguments = (*arguments, "--report", "--device", "cpu", "--store", service)
+    code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
+    assert code == 0 and "stored out.dcm" in printed, errors
+    written = pydicom.dcmread(out)
+    address = f"{service}/studies/{study}/series/{written.SeriesInstanceUID}"
+    with fetched(address) as place:
+        (path,) = place.iterdir()
+        stored = pydicom.dcmread(path)
+        assert stored.SOPInstanceUID == written.SOPInstanceUID
+        assert np.array_equal(stored.pixel_array, written.pixel_array)
+    urllib.request.urlopen(urllib.request.Request(f"{orthanc}/series/{id_of(orthanc, stored)}", method="DELETE"))
+    code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments, "--resume")
+    assert code == 0 and "done before" in printed and "stored out.dcm" in printed, errors
+    with fetched(address) as place:
+        assert len(list(place.iterdir())) == 1
+
+
+def id_of(orthanc: str, instance: pydicom.Dataset) -> str:
+    query = json.dumps({"Level": "Series", "Query": {"SeriesInstanceUID": instance.SeriesInstanceUID}}).encode()
+    (found,) = json.load(urllib.request.urlopen(urllib.request.Request(f"{orthanc}/tools/find", query)))
+    return found
+
+
+def test_only_dicom_can_be_stored_and_only_on_a_server(tmp_path, monkeypatch, capsys, series):
+    _, folder = series
+    arguments = (folder, "-p", "brain", "-o", tmp_path / "out.seg.nrrd", "--store")
+    code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments, "http://127.0.0.1:1/dicom-web")
+    assert code == 2 and "--store sends DICOM segmentations" in errors and not (tmp_path / "out.seg.nrrd").exists()
+    code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments, "folder")
+    assert code == 2 and "'folder' is no address of a server" in errors
+    nowhere = f"http://127.0.0.1:{free_port()}/dicom-web"
+    with pytest.raises(UserError, match=r"cannot be stored at .* \(ConnectionError\)"):
+        store(next(folder.iterdir()), nowhere)
+
+
 def test_a_series_that_the_server_lacks_and_a_server_that_is_not_there_are_refused(series):
     address, _ = series
     with (
@@ -110,7 +170,9 @@ def test_a_series_that_the_server_lacks_and_a_server_that_is_not_there_are_refus
         pass
 
 
-@pytest.mark.parametrize("address", ["http://host/dicom-web/studies/1.2", "https://host/studies/1.2/series/../etc"])
+@pytest.mark.parametrize(
+    "address", ["http://host/dicom-web/instances/1.2", "https://host/studies/1.2/series/../etc"]
+)
 def test_an_address_of_another_form_is_refused_without_a_connection(address):
-    with pytest.raises(UserError, match="no address of a series"), fetched(address):
+    with pytest.raises(UserError, match="no address of images"), fetched(address):
         pass

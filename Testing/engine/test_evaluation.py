@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from matplotlib.image import imread
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
 from engine import evaluate as evaluate_module
+from engine.bundle import write_card
 from engine.data import open_data_set
 from engine.evaluation import (
     Score,
@@ -234,6 +236,26 @@ def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywher
     assert rows[5][-1].startswith(f"{after['dice_difference']:+.3f} (-")
     assert "dice_difference" not in before
     assert (tmp_path / "out" / "strict" / "cases.png").is_file()
+
+
+def test_volumes_are_measured_in_the_plane_that_is_asked_for(evaluate_command, volumes, tiny_base, tmp_path):
+    adapter = make_adapter(tmp_path / "half", tiny_base)
+    segmenter = Segmenter(str(adapter), device="cpu", precision="fp32")
+    (case,) = open_data_set(volumes, "val").cases()
+    segmenter.set_volume(case.volume)
+    threshold = float(np.median(segmenter.segment("ball").probability))
+    write_card(adapter, replace(segmenter.card, threshold=threshold))
+    expected, measured = [], []
+    for plane in ("axial", "sagittal"):
+        segmenter.set_volume(case.volume, plane)
+        mask, truth = segmenter.segment("ball").mask(threshold), case.truths[0].mask
+        expected.append(dice(int((truth & mask).sum()), int(mask.sum()), int(truth.sum())))
+        arguments = ["--data", volumes, "--split", "val", "--adapter", adapter, "--precision", "fp32"]
+        code, _, errors = evaluate_command(*arguments, "-o", tmp_path / plane, "--plane", plane)
+        assert code == 0, errors
+        summary = json.loads((tmp_path / plane / "summary.json").read_text())["adapters"][str(adapter)]
+        measured.append(summary["prompts"]["plain"]["ball"]["dice"])
+    assert measured == pytest.approx(expected, abs=1e-4) and abs(measured[0] - measured[1]) > 0.001
 
 
 def test_adapters_of_the_same_name_are_refused(evaluate_command, volumes, everywhere, tmp_path):

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UserError
+from engine.imaging.images import image_from_volume
 from engine.imaging.planes import PLANES, orient, resolve_planes, restore, slice_spacing_mm
 from engine.imaging.reading import read_volume
 from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume, image_from_volume
+from engine.imaging.volume import Volume
 from engine.imaging.writing import write_probability, write_segments
 
 IDENTITY = np.eye(3)

@@ -10,10 +10,10 @@ import pytest
 from conftest import SHIPPED_ADAPTERS, files, make_adapter, run_command
 
 from engine import adapters, library
-from engine.bases import SHIPPED_MODELS, user_models
 from engine.bundle import CARD, README, WEIGHTS, read_card
 from engine.errors import UserError
 from engine.library import install_adapter, list_adapters, remove_adapter, verify_adapter
+from engine.places import SHIPPED_MODELS, user_models
 from engine.segmenter import Segmenter
 
 FILES = (WEIGHTS, CARD, README)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from engine.errors import UserError
 from engine.files import TEMPORARY, _looked_through, _remove_left, replacing, write_text
 from engine.imaging.volume import Volume
 from engine.library import list_adapters
+from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
-from engine.studies import Outputs, Request, segment_study
+from engine.studies import segment_study
 
 SHAPE = (4, 20, 24)
 KILLS = 15  # of each of four kinds of files
@@ -80,6 +82,36 @@ def test_only_files_whose_process_is_gone_are_removed(tmp_path):
         assert temporary.exists()
         temporary.write_text("whole")
     assert files(tmp_path) == {"report.json"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_parts_of_a_scan_that_a_killed_process_left_are_removed_at_the_next_start(tmp_path):
+    code = (
+        "import time; from engine.files import scratch_folder\n"
+        "with scratch_folder() as folder: (folder / 'a.dcm').touch(); print(folder, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    folders = []
+    processes = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        folders.append(Path(process.stdout.readline().strip()))
+    killed, living = folders
+    processes[0].kill()
+    processes[0].wait()
+    try:
+        assert (killed / "a.dcm").exists() and killed.stat().st_mode & 0o777 == 0o700
+        for folder in folders:
+            os.utime(folder, (0, 0))
+        after = "from engine.files import scratch_folder\nwith scratch_folder(): pass"
+        subprocess.run([sys.executable, "-c", after], cwd=ROOT, env=environment, check=True)
+        assert not killed.exists() and (living / "a.dcm").exists()
+    finally:
+        processes[1].kill()
+        processes[1].wait()
 
 
 def test_a_bundle_whose_save_was_cut_off_before_the_last_step_is_the_new_one(tmp_path, tiny_base, monkeypatch):

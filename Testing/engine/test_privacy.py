@@ -10,6 +10,8 @@ import zlib
 import pytest
 from conftest import ROOT
 from fuzzing.kinds import _bytes_of, _slice
+from pydicom import DataElement
+from pydicom.config import IGNORE
 
 from engine.bundle import CARD, README, WEIGHTS
 
@@ -39,6 +41,8 @@ def _telling_slice(number: int) -> bytes:
     data = _slice(number)
     data.PatientName, data.PatientID, data.PatientBirthDate = "Quagga^Zebulon", "748213", "19370401"
     data.InstitutionName, data.AccessionNumber, data.StudyID = "Saint Nowhere", "ACC-5512", "748213"
+    wrong = DataElement("FrameOfReferenceUID", "UI", "Quagga", validation_mode=IGNORE)  # pydicom would quote it
+    data[wrong.tag] = wrong
     return _bytes_of(data)
 
 

@@ -137,6 +137,17 @@ def test_figures_of_a_part_do_not_go_into_cards(results_command, adapters):
     assert (adapters[0] / "card.json").read_bytes() == before
 
 
+def test_another_plane_is_measured_but_goes_neither_into_cards_nor_into_the_gallery(
+    results_command, adapters, tmp_path
+):
+    for unwanted in (["--write-cards"], ["--gallery", tmp_path / "gallery"]):
+        code, _, errors = results_command("--plane", "sagittal", *unwanted)
+        assert code == 2 and "leave out --plane" in errors
+    code, _, errors = results_command("--plane", "sagittal", "--adapters", adapters[1])
+    assert code == 0, errors
+    assert "ball-finder 20 / 40" in errors  # volumes of 12 axial slices have 20 sagittal ones
+
+
 def test_nothing_to_measure_is_refused(results_command, data, tmp_path):
     code, printed, errors = results_command("--data", tmp_path / "nowhere")
     assert code == 2 and "name folders that hold the adapters' data sets" in errors

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, ball, files, make_adapter, run_command
 
-from engine import segment
+from engine import batch, segment
 
 SHAPE = (6, 20, 24)
 
@@ -170,14 +170,14 @@ def test_an_unexpected_failure_of_one_study_stops_no_other(command, scan, tmp_pa
     studies.mkdir(), out.mkdir()
     for name in "ab":
         (studies / f"{name}.nii.gz").write_bytes(scan.read_bytes())
-    read = segment.read_volume
+    read = batch.read_volume
 
     def read_all_but_a(path, *arguments):
         if path.name == "a.nii.gz":
             raise ZeroDivisionError("odd")
         return read(path, *arguments)
 
-    monkeypatch.setattr(segment, "read_volume", read_all_but_a)
+    monkeypatch.setattr(batch, "read_volume", read_all_but_a)
     code, _, errors = command(studies, "-p", "brain", "-o", out)
     assert code == 2 and "unexpected ZeroDivisionError" in errors and "b.seg.nrrd" in files(out)
 

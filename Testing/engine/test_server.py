@@ -172,6 +172,7 @@ def test_a_job_says_how_far_it_is_and_what_it_found(server, held, voxels):
         ({"spacing_mm": [1, 1]}, 400, "3 numbers"),
         ({"spacing_mm": [1, 1, float("nan")]}, 400, "3 numbers"),
         ({"spacing_mm": [1, 1, 10**400]}, 400, "3 numbers"),
+        ({"spacing_mm": [1, 1, 10**40]}, 400, "3 numbers"),
         ({"direction": [0] * 9}, 400, "inverted"),
         ({"origin_mm": "here"}, 400, "3 numbers"),
         ({"dtype": "\ud800"}, 400, "cannot be sent"),

@@ -6,9 +6,12 @@ import pytest
 from conftest import SHIPPED_ADAPTERS, run_command
 
 from engine import demo
-from engine.bases import SHIPPED_MODELS, open_base
+from engine.bases import open_base
 from engine.bundle import adapter_names, check_base, find_adapter, read_card
+from engine.commands import demo as work
 from engine.model.adapter import BaseShape
+from engine.places import SHIPPED_MODELS
+from engine.request import Outputs
 from engine.segmenter import Segmenter
 
 LARGEST_BASE_BYTES = 32e6
@@ -45,11 +48,11 @@ def test_the_demo_segments_a_head_that_no_model_was_trained_on(tmp_path, monkeyp
     assert code == 0, errors
     report = json.loads((tmp_path / "demo" / "head.json").read_text())
     found = {row["prompt"]: row["found"] for row in report["results"]}
-    assert found == {prompt: prompt != "polyp" for prompt in demo.PROMPTS}
+    assert found == {prompt: prompt != "polyp" for prompt in work.PROMPTS}
     volumes_ml = {row["prompt"]: row["volume_ml"] for row in report["results"]}
     assert 1000 < volumes_ml["brain"] < 2300
-    outputs = demo.Outputs(tmp_path / "demo" / "head.seg.nrrd", masks=tmp_path / "demo" / "head.nii.gz")
-    assert demo.published_dice(outputs, "brain") > 0.9
+    outputs = Outputs(tmp_path / "demo" / "head.seg.nrrd", masks=tmp_path / "demo" / "head.nii.gz")
+    assert work.published_dice(outputs, "brain") > 0.9
     for name in ("head.seg.nrrd", "head.png", "head_brain.nii.gz"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
     assert "polyp" in printed

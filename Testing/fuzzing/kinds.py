@@ -29,7 +29,8 @@ from torch import nn
 from engine.bases import Base, open_base
 from engine.bundle import CARD, WEIGHTS, card_for_people, load_model, read_card
 from engine.checking import check
-from engine.data import SPLITS, open_splits
+from engine.choices import SPLITS
+from engine.data import open_splits
 from engine.imaging.intensity import intensity_range
 from engine.imaging.labels import read_segmentation, segment_names
 from engine.imaging.reading import read_frames

@@ -28,9 +28,9 @@ def of(*names: str) -> list:
 
 def test_the_packages_that_are_asked_for_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {*project["dependencies"], *project["optional-dependencies"]["serve"]}
-    drawing = {text for text in wanted if text.startswith("matplotlib")}  # for the command line only
-    assert {package.requirement for package in PACKAGES} == wanted - drawing
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["serve"], *extras["train"]}
+    assert {package.requirement for package in PACKAGES} == wanted
 
 
 def test_what_a_python_has_is_read_from_it():

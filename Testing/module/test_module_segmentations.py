@@ -11,7 +11,8 @@ from VLSMSegmenterLib.terminology import TISSUE, terminology_of
 from VLSMSegmenterLib.volumes import box_of, grid_of, modality_of, voxels_of
 
 from engine.errors import UserError
-from engine.imaging.volume import Volume, image_from_volume
+from engine.imaging.images import image_from_volume
+from engine.imaging.volume import Volume
 
 SHAPE = (10, 14, 18)
 BALL, NEIGHBOUR = ball(SHAPE, (4, 5, 11), 3), ball(SHAPE, (5, 6, 12), 3)

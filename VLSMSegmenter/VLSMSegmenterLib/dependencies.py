@@ -61,6 +61,12 @@ PACKAGES = (
     Package("fastapi", "fastapi>=0.115", 4),
     Package("uvicorn", "uvicorn>=0.30", 0.3),
     Package("psutil", "psutil>=5.9", 0.3),
+    # for trainings
+    Package("accelerate", "accelerate>=1.0", 0.4),
+    Package("monai", "monai>=1.4", 1.7),
+    Package("yaml", "PyYAML>=6.0", 0.8),
+    Package("tensorboard", "tensorboard>=2.17", 14),
+    Package("matplotlib", "matplotlib>=3.8", 16),
 )
 
 

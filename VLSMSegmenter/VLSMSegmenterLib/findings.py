@@ -44,7 +44,7 @@ class Finding:
         box: the voxels that were looked at.
         geometry: of the segmentation, as it was.
         digest: of the mask that was written last, to notice edits by hand.
-        seconds, device: what it took, and where.
+        device: where it was found.
     """
 
     segment_id: str
@@ -58,7 +58,6 @@ class Finding:
     smoothed: bool
     voxels: int = 0
     digest: bytes = b""
-    seconds: float = 0.0
     device: str = ""
 
     @property
@@ -86,7 +85,7 @@ class Finding:
                 f"{self.result.prompt}: nothing reaches the threshold {self.threshold:g} "
                 f"(presence {self.result.presence:.2f}); lower it"
             )
-        took = f", {words.duration(self.seconds)} on {words.device(self.device)}" if self.device else ""
+        took = f", {words.duration(self.result.seconds)} on {words.device(self.device)}" if self.device else ""
         return f"{self.result.prompt}: {self.size}, presence {self.result.presence:.2f}{took}"
 
 

@@ -6,7 +6,6 @@
 Everything here belongs to the main thread; what takes long runs in a job of its own.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -279,7 +278,7 @@ class SegmenterLogic:
         """Have the engine segment; called in the thread."""
         job.report({"state": "starting"})
         client = self.engine.client()
-        started, last = time.monotonic(), self._sent
+        last = self._sent
         if last and last.order.key == order.key and last.client is client:
             there = last.there
         else:
@@ -298,10 +297,9 @@ class SegmenterLogic:
         results = client.segment(
             there, request.prompts, **options, on_progress=job.report, cancelled=lambda: job.cancelled
         )
-        seconds, device = time.monotonic() - started, client.health()["device"]
-        return _Sent(order, client, there), results, {"seconds": seconds, "device": device}
+        return _Sent(order, client, there), results, client.health()["device"]
 
-    def _finish(self, ids, order: "_Order", sent: "_Sent", results: list[Result], facts: dict):
+    def _finish(self, ids, order: "_Order", sent: "_Sent", results: list[Result], device: str):
         """Write what was found; return the segmentation. All is taken back where a part of it fails."""
         self._sent = sent
         volume, chosen = (slicer.mrmlScene.GetNodeByID(identifier) if identifier else None for identifier in ids)
@@ -314,7 +312,7 @@ class SegmenterLogic:
         before: dict[str, segmentations.Snapshot | None] = {}
         self._undo.append((node.GetID(), target is None, before))
         try:
-            made = [self._write(node, self._finding(node, order, result, facts, before)) for result in results]
+            made = [self._write(node, self._finding(node, order, result, device, before)) for result in results]
         except Exception:
             self._undo_one()
             raise
@@ -322,7 +320,7 @@ class SegmenterLogic:
         self.status = "\n".join(finding.describe() for finding in made)
         return node
 
-    def _finding(self, node, order: "_Order", result: Result, facts: dict, before: dict) -> Finding:
+    def _finding(self, node, order: "_Order", result: Result, device: str, before: dict) -> Finding:
         request = order.request
         return Finding(
             self._segment_for(node, result, request, before),
@@ -334,8 +332,7 @@ class SegmenterLogic:
             request.largest_only,
             request.holes_filled,
             request.smoothed,
-            seconds=facts["seconds"],
-            device=facts["device"],
+            device=device,
         )
 
     @staticmethod

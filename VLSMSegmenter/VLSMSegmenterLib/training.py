@@ -20,7 +20,8 @@ from pathlib import Path
 
 from engine.errors import Cancelled, UserError
 from engine.files import write_text
-from engine.imaging.writing import SEGMENTATION_SUFFIX, write_segments, write_volume
+from engine.imaging.formats import SEGMENTATION_SUFFIX
+from engine.imaging.writing import write_segments, write_volume
 from engine.launching import ROOT, end_tree, interrupt
 from engine.places import user_models
 from engine.run_files import CHECKPOINT, CURVES, read_progress

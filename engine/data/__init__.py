@@ -4,11 +4,10 @@ All are seen as one list of annotations: an image, the prompts that describe one
 that structure. Splits go by picture, volume or patient, never by slice.
 """
 
-from engine.data.annotations import SPLITS, Annotation, Case, DataSet, Truth, wordings
+from engine.data.annotations import Annotation, Case, DataSet, Truth, wordings
 from engine.data.splits import is_data_set, open_data_set, open_splits, shared_images
 
 __all__ = [
-    "SPLITS",
     "Annotation",
     "Case",
     "DataSet",

@@ -10,7 +10,6 @@ import numpy as np
 
 from engine.imaging.volume import Volume
 
-SPLITS = ("train", "val", "test")
 VALIDATION_SHARE = 0.1  # of the training volumes, where a folder names none for validation
 
 Prompts = tuple[tuple[str, ...], ...]

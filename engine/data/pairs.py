@@ -4,13 +4,14 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from engine.data.annotations import SPLITS, held_out
+from engine.choices import SPLITS
+from engine.data.annotations import held_out
 from engine.data.descriptions import read_json
 from engine.data.volumes import Study
 from engine.errors import UserError
+from engine.imaging.formats import SEGMENTATION_SUFFIX
 from engine.imaging.labels import read_segmentation, segment_names
 from engine.imaging.reading import VOLUME_SUFFIXES, image_suffix
-from engine.imaging.writing import SEGMENTATION_SUFFIX
 
 SPLITS_FILE = "splits.json"
 LABEL_ENDING = "-label"  # what Slicer adds to a volume's name

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.choices import SPLITS
 from engine.data import decathlon, pairs
-from engine.data.annotations import SPLITS, DataSet
+from engine.data.annotations import DataSet
 from engine.data.descriptions import read_wordings
 from engine.data.pictures import PictureSet
 from engine.data.volumes import VolumeSet

@@ -20,7 +20,7 @@ from engine.imaging.dicom_pixels import (
     read_values,
     storable_range,
 )
-from engine.imaging.dicom_slices import Slice, put, slices_of
+from engine.imaging.dicom_slices import Slice, slices_of
 from engine.imaging.dicom_stacks import TELLING, Stack, separate
 from engine.imaging.resampling import resampled
 from engine.imaging.volume import Volume
@@ -344,8 +344,7 @@ def _picture(slice_: Slice, attributes: dict) -> Volume:
     rows_mm, columns_mm, thickness_mm = 1.0, 1.0, Stack((slice_,)).spacing_mm(slice_.name)
     keyword = next((key for key in SPACINGS if slice_.values.get(key)), None)
     if keyword:
-        put(slice_.values, "PixelSpacing", slice_.values[keyword].value)
-        rows_mm, columns_mm = map(float, slice_.pixel_spacing_mm)
+        rows_mm, columns_mm = map(float, slice_.spacing_by(keyword))
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     if slice_.values.get("ImageOrientationPatient"):
         direction = _direction(slice_.orientation)

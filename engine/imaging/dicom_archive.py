@@ -1,7 +1,6 @@
 """DICOM series in a ZIP file, which is checked before anything is unpacked."""
 
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from engine.archives import DAMAGE, safe_entries
 from engine.errors import UserError
+from engine.files import scratch_folder
 
 MOST_ENTRIES = 200_000
 LARGEST_BYTES = 64 << 30  # of all files once unpacked
@@ -28,12 +28,12 @@ def unpacked(path: Path) -> Iterator[Path]:
         UserError: an entry leads out of the folder, is a link, encrypted or damaged; there are too many, or they
             take more space than there is.
     """
-    with tempfile.TemporaryDirectory(prefix="dicom-") as folder:
+    with scratch_folder() as folder:
         try:
-            _unpack(path, Path(folder))
+            _unpack(path, folder)
         except (*DAMAGE, OSError) as error:
             raise UserError(f"{path} cannot be unpacked, or is damaged ({error}); get it again") from error
-        yield Path(folder)
+        yield folder
 
 
 def _unpack(path: Path, folder: Path) -> None:

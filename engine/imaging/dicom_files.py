@@ -1,6 +1,5 @@
 """DICOM files as data sets, read with no more trust in them than they earn."""
 
-import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from engine.errors import UserError
+from engine.imaging.bounded import Bounded
+from engine.imaging.quiet import quietly
 
-LARGE_BYTES = 1 << 20  # of a single read
 LARGEST_DEFLATED_BYTES = 1 << 30
 UNREADABLE = (  # what pydicom and the decoders raise for damaged files
     AttributeError,
@@ -34,19 +34,7 @@ UNREADABLE = (  # what pydicom and the decoders raise for damaged files
 )
 
 
-class Bounded(io.BufferedReader):
-    """A file of which no more is asked than it has: Python takes memory for all that is asked."""
-
-    def __init__(self, path: Path):
-        super().__init__(io.FileIO(path))
-        self.size = path.stat().st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > LARGE_BYTES:
-            size = max(0, min(size, self.size - self.tell()))
-        return super().read(size)
-
-
+@quietly()
 def read_header(path: Path, tags: Sequence[str] | None = None, force: bool = False) -> pydicom.Dataset:
     """Return what stands before the pixels, all of it decoded.
 
@@ -67,6 +55,7 @@ def read_header(path: Path, tags: Sequence[str] | None = None, force: bool = Fal
     return header
 
 
+@quietly()
 def read_whole(path: Path) -> pydicom.Dataset:
     """Return all of a file, with or without DICOM's mark (see `read_header`)."""
     check_deflated(path)

@@ -1,6 +1,5 @@
 """The voxels of DICOM files: checked for size, decoded, and given their meaning (PS3.3 C.7.6.3, C.11.1)."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,9 @@ from pydicom.uid import (
 )
 
 from engine.errors import UserError
+from engine.files import scratch_folder
 from engine.imaging.dicom_files import UNREADABLE, read_header, read_whole
+from engine.imaging.quiet import quietly
 from engine.imaging.run_length import check_run_lengths
 
 MOST_UNPACKED = 1000  # times the bytes of a compressed file; deflate reaches 1032, JPEG and RLE far less
@@ -68,9 +69,9 @@ def check_size(path: Path, header: pydicom.Dataset) -> None:
     try:
         needed, there = declared_bytes(header), path.stat().st_size
         frames, bits = int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 0)
+        syntax = _transfer_syntax(header)
     except (UserError, *UNREADABLE) as error:
         raise UserError(f"{path} has a damaged header ({error}); get it again") from error
-    syntax = _transfer_syntax(header)
     if frames < 1:
         raise UserError(f"{path} declares {frames} frames; it is damaged, get it again")
     if not 1 <= bits <= MOST_BITS:
@@ -88,6 +89,7 @@ def check_size(path: Path, header: pydicom.Dataset) -> None:
         )
 
 
+@quietly()
 def read_values(path: Path, frames: Sequence[int], transforms: Sequence[pydicom.Dataset]) -> np.ndarray:
     """Decode frames of a file, and give their values their meaning.
 
@@ -166,9 +168,9 @@ def _decode_by_gdcm(path: Path, frames: Sequence[int]) -> np.ndarray:
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with tempfile.TemporaryDirectory() as folder:
-        bare.save_as(Path(folder) / "pixels.dcm", enforce_file_format=True)
-        image = sitk.ReadImage(str(Path(folder) / "pixels.dcm"), imageIO="GDCMImageIO")
+    with scratch_folder() as folder:
+        bare.save_as(folder / "pixels.dcm", enforce_file_format=True)
+        image = sitk.ReadImage(str(folder / "pixels.dcm"), imageIO="GDCMImageIO")
     stored = sitk.GetArrayFromImage(image)
     colours = int(dataset.get("SamplesPerPixel") or 1) == 3
     return stored.reshape(len(frames), int(dataset.Rows), int(dataset.Columns), *([3] if colours else []))
@@ -244,8 +246,15 @@ def _depth(header: pydicom.Dataset) -> int:
 
 
 def _transfer_syntax(header: pydicom.Dataset) -> UID:
-    """Return the transfer syntax (0002,0010), or what a file without one was read as."""
+    """Return the transfer syntax (0002,0010), or what a file without one was read as.
+
+    Raises:
+        ValueError: it is none that is known.
+    """
     if "TransferSyntaxUID" in header.file_meta:
-        return header.file_meta.TransferSyntaxUID
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        if not syntax.is_transfer_syntax:
+            raise ValueError(f"its transfer syntax is '{syntax}', which is none of DICOM's")
+        return syntax
     implicit, little = header.original_encoding
     return (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian

@@ -1,9 +1,7 @@
 """Write segments as a DICOM segmentation (PS3.3 A.51) on the very slices of the series that they were found in."""
 
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,8 @@ from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.codes import meaning_of
 from engine.imaging.dicom_files import read_header
+from engine.imaging.quiet import quietly
+from engine.imaging.resampling import covers_slices, on_source_slices
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume
 
@@ -38,15 +38,7 @@ PLACE_MM = 0.1  # how far a slice may lie from the grid, which evens out what po
 OTHERWISE = "write .seg.nrrd instead"
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the libraries' warnings, which may quote a patient's name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_quietly()
+@quietly()
 def check_source(path: Path, volume: Volume) -> None:
     """Refuse a volume that a DICOM segmentation cannot refer to, by making one of a single voxel.
 
@@ -58,12 +50,13 @@ def check_source(path: Path, volume: Volume) -> None:
     _segmentation(path, [Segment("voxel", voxel, (1, 1, 1), algorithm=Algorithm("none", "0", "0"))], volume)
 
 
-@_quietly()
+@quietly()
 def write_dicom_segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> None:
     """Write segments as one object of binary frames, in one step.
 
     Patient, study and frame of reference are the source's, series and instance are new. Each frame is a slice of
-    the source, which it names, with one segment in it. Empty segments are left out; if all are, they are kept on
+    the source, which it names, with one segment in it; of a resampled volume, the segment is interpolated back onto
+    the slices. Empty segments are left out; if all are, they are kept on
     empty frames, as DICOM knows no segmentation without a segment.
 
     Raises:
@@ -74,8 +67,7 @@ def write_dicom_segmentation(path: Path, segments: Sequence[Segment], volume: Vo
     nameless = [segment.name for segment in segments if segment.algorithm is None]
     if nameless:
         raise UserError(f"{path} must say what found '{nameless[0]}'; give the segment its algorithm")
-    kept = [segment for segment in segments if segment.mask.any()] or segments
-    segmentation = _segmentation(path, kept, volume)
+    segmentation = _segmentation(path, segments, volume)
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
 
@@ -86,18 +78,21 @@ def _segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> py
     except ImportError as error:
         raise UserError("DICOM is written by highdicom; run pip install --editable '.[dicom]'") from error
     headers = _headers(path, volume)
-    order = _slices_of_frames(headers, volume)
+    on_frames = _to_frames(headers, volume)
+    frames = [on_frames(segment.mask) for segment in segments]
+    kept = [number for number, mask in enumerate(frames) if mask.any()] or list(range(len(frames)))
     algorithm = segments[0].algorithm
-    description = ", ".join(segment.name for segment in segments)
-    described = [_described(number, segment) for number, segment in enumerate(segments, start=1)]
+    description = ", ".join(segments[number].name for number in kept)
+    described = [_described(place, segments[number]) for place, number in enumerate(kept, start=1)]
+    pixels = np.stack([frames[number] for number in kept], axis=-1)
     try:
         _complete(headers)
         segmentation = highdicom.seg.Segmentation(
             source_images=headers,
-            pixel_array=np.stack([segment.mask[order] for segment in segments], axis=-1),
+            pixel_array=pixels,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=described,
-            omit_empty_frames=any(segment.mask.any() for segment in segments),
+            omit_empty_frames=bool(pixels.any()),
             series_instance_uid=highdicom.UID(),
             series_number=SERIES_NUMBERS + int(headers[0].get("SeriesNumber") or 0),
             sop_instance_uid=highdicom.UID(),
@@ -142,25 +137,36 @@ def _headers(path: Path, volume: Volume) -> list[pydicom.Dataset]:
     return headers
 
 
-def _slices_of_frames(headers: list[pydicom.Dataset], volume: Volume) -> np.ndarray:
-    """Return for each source frame, in the files' order, the number of its slice in the volume, by its position.
+def _to_frames(headers: list[pydicom.Dataset], volume: Volume) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what takes a mask (z, y, x) of the volume to (frames, rows, columns), in the order of the files.
 
     Raises:
-        UserError: the frames have no place, or are not the volume's slices.
+        UserError: the frames have no place, or are not the slices that the volume was made of.
     """
     places = _places(headers, volume)
     if volume.shape[0] == len(places) == 1:
-        return np.zeros(1, int)
+        return lambda mask: mask
     positions = np.array([place.get("ImagePositionPatient") for place in places], float)
-    step_mm = volume.spacing_mm[2] * volume.direction_matrix[:, 2]
-    numbers = np.round((positions - volume.origin_mm) @ step_mm / (step_mm @ step_mm)).astype(int)
-    away_mm = np.abs(volume.origin_mm + np.outer(numbers, step_mm) - positions).max()
-    if sorted(numbers) != list(range(volume.shape[0])) or away_mm > PLACE_MM:
-        raise UserError(
-            f"{volume.name} does not lie on the slices of its files: it was resampled, or they were changed since "
-            f"it was read; {OTHERWISE}"
-        )
-    return numbers
+    known = volume.stack.positions_mm if volume.stack else np.empty((0, 3))
+    if len(known) == len(positions):
+        away_mm = np.linalg.norm(positions[:, None] - known, axis=2)
+        order = away_mm.argmin(axis=1)
+        unchanged = len(set(order)) == len(known) and away_mm.min(axis=1).max() <= PLACE_MM
+        if unchanged and _lies_on(known, volume):
+            return lambda mask: mask[order]
+        if unchanged and covers_slices(volume):
+            return lambda mask: on_source_slices(mask, volume)[order]
+    raise UserError(
+        f"{volume.name} does not lie on the slices of its files: it was put onto another grid, or they were "
+        f"changed since it was read; {OTHERWISE}"
+    )
+
+
+def _lies_on(positions_mm: np.ndarray, volume: Volume) -> bool:
+    steps_mm = np.outer(np.arange(len(volume.voxels)), volume.spacing_mm[2] * volume.direction_matrix[:, 2])
+    return (
+        len(steps_mm) == len(positions_mm) and np.abs(volume.origin_mm + steps_mm - positions_mm).max() <= PLACE_MM
+    )
 
 
 def _places(headers: list[pydicom.Dataset], volume: Volume) -> list[pydicom.Dataset]:
@@ -170,7 +176,7 @@ def _places(headers: list[pydicom.Dataset], volume: Volume) -> list[pydicom.Data
         return headers
     groups = headers[0].get("PerFrameFunctionalGroupsSequence") or []
     places = [group.PlanePositionSequence[0] for group in groups if group.get("PlanePositionSequence")]
-    if not len(places) == frames == volume.shape[0]:
+    if not (len(places) == frames and volume.stack and len(volume.stack.slices) == frames):
         raise UserError(
             f"{volume.name} is one of {frames} frames without a place each, or of several volumes in one file, to "
             f"which no DICOM segmentation can refer; {OTHERWISE}"

@@ -69,7 +69,11 @@ class Slice:
     @property
     def pixel_spacing_mm(self) -> np.ndarray:
         """The distances of rows and of columns."""
-        return self._numbers("PixelSpacing", 2, "pixel spacing")
+        return self.spacing_by("PixelSpacing")
+
+    def spacing_by(self, keyword: str) -> np.ndarray:
+        """Return the distances of rows and of columns in mm that an attribute says."""
+        return self._numbers(keyword, 2, "pixel spacing")
 
     def _numbers(self, keyword: str, count: int, words: str) -> np.ndarray:
         try:
@@ -77,7 +81,7 @@ class Slice:
         except (KeyError, TypeError, ValueError):
             numbers = np.empty(0)
         valid = len(numbers) == count and np.isfinite(numbers).all()
-        if not valid or (keyword == "PixelSpacing" and numbers.min() <= 0):
+        if not valid or (words == "pixel spacing" and numbers.min() <= 0):
             raise UserError(f"{self.name} is a slice without a valid {words} ({keyword}); mend its header")
         return numbers
 
@@ -100,14 +104,14 @@ def slices_of(file: Path, header: pydicom.Dataset) -> list[Slice]:
         if position is None:
             values.pop("ImagePositionPatient", None)
         else:
-            put(values, "ImagePositionPatient", [float(v) for v in position])
-            put(values, "ImageOrientationPatient", _first_place(header)[1])
+            _put(values, "ImagePositionPatient", [float(v) for v in position])
+            _put(values, "ImageOrientationPatient", _first_place(header)[1])
         _mark(values, header, number)
         frames.append(Slice(file, number, values))
     return frames
 
 
-def put(values: pydicom.Dataset, keyword: str, value: object) -> None:
+def _put(values: pydicom.Dataset, keyword: str, value: object) -> None:
     """Set a value in a copy, and leave the element alone that it shares with others."""
     values.pop(keyword, None)
     setattr(values, keyword, value)
@@ -141,8 +145,8 @@ def _copy(header: pydicom.Dataset) -> pydicom.Dataset:
 def _place_ultrasound(values: pydicom.Dataset) -> None:
     """Take the place in an ultrasound volume's own frame (PS3.3 C.8.24.3), where there is none in the patient."""
     if "ImagePositionVolume" in values and "ImagePositionPatient" not in values:
-        put(values, "ImagePositionPatient", values.ImagePositionVolume)
-        put(values, "ImageOrientationPatient", values.ImageOrientationVolume)
+        _put(values, "ImagePositionPatient", values.ImagePositionVolume)
+        _put(values, "ImageOrientationPatient", values.ImageOrientationVolume)
 
 
 def _is_reconstructed(header: pydicom.Dataset) -> bool:
@@ -179,4 +183,4 @@ def _mark(values: pydicom.Dataset, header: pydicom.Dataset, number: int) -> None
     """Note the time slot, the interval and the energy window of a frame of NM, which part its volumes."""
     for vector, keyword in NM_VECTORS.items():
         if vector in header:
-            put(values, keyword, int(np.ravel(header[vector].value)[number]))
+            _put(values, keyword, int(np.ravel(header[vector].value)[number]))

@@ -35,6 +35,9 @@ NRRD_LEAST = {
 META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 META_NUMBERS = ("TransformMatrix", "Rotation", "Orientation", "Offset", "Origin", "Position", "CenterOfRotation")
 META_NUMBERS += ("ElementSpacing", "ElementSize", "DimSize")
+NRRD_NUMBERS = ("space directions", "space origin", "measurement frame", "spacings", "thicknesses")
+NO_NUMBER = ("none", "nan")  # for an axis of NRRD that is none in space
+LARGEST = 1e18  # of the numbers of a geometry; SimpleITK computes for ever with infinite ones
 
 
 def check_nrrd(path: Path) -> None:
@@ -55,6 +58,9 @@ def check_nrrd(path: Path) -> None:
     axes = _whole_numbers(path, "dimension", fields.get("dimension", ""), 1)[0]
     if axes not in DIMENSIONS:
         raise UserError(f"{path} has {axes} dimensions; an image has {DIMENSIONS[0]} to {DIMENSIONS[-1]}")
+    for name in NRRD_NUMBERS:
+        words = re.findall(r"[^\s(),]+", fields.get(name, ""))
+        _check_numbers(path, name, [word for word in words if word.lower() not in NO_NUMBER])
     sizes = _whole_numbers(path, "sizes", fields.get("sizes", ""), axes)
     needed = math.prod(sizes) * NRRD_BYTES.get(fields.get("type", "").lower(), 1)
     detached = fields.get("data file", fields.get("datafile"))
@@ -82,8 +88,10 @@ def check_metaimage(path: Path) -> None:
     if channels > MOST_CHANNELS:
         raise UserError(f"{path} has {channels} numbers a voxel; an image has {MOST_CHANNELS} at most")
     for name in META_NUMBERS:
-        if len(fields.get(name, "").split()) not in (0, 1, axes, axes * axes):
+        words = fields.get(name, "").split()
+        if len(words) not in (0, 1, axes, axes * axes):
             raise UserError(f"{path} has a wrong count of numbers in {name}; mend its header")
+        _check_numbers(path, name, words)
     kind = fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY").replace("UCHAR", "CHAR")
     needed = math.prod(sizes) * channels * META_BYTES.get(kind.removeprefix("U"), 1)
     place = fields["ElementDataFile"]
@@ -122,6 +130,16 @@ def _check_values(path: Path, fields: dict[str, str]) -> None:
             continue
         if len(words) > MOST_WORDS or (longest > LONGEST_WORD and "file" not in name.lower()):
             raise UserError(f"{path} has a word in its header that is too long ({name[:40]}); mend it")
+
+
+def _check_numbers(path: Path, name: str, words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            valid = abs(float(word)) < LARGEST
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UserError(f"{path} has '{word[:40]}' among the numbers of its {name}; mend its header")
 
 
 def _whole_numbers(path: Path, name: str, text: str, count: int) -> list[int]:

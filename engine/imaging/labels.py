@@ -128,7 +128,9 @@ def _segments(path: Path, fields: dict[str, str]) -> list[tuple[str, tuple[int, 
         try:
             layer, value = int(fields.get(f"{prefix}Layer", number)), int(fields.get(f"{prefix}LabelValue", 1))
         except ValueError:
-            raise UserError(f"{path} gives the segment '{name}' no valid layer and value; save it again") from None
+            layer = value = -1
+        if layer < 0 or value < 0:
+            raise UserError(f"{path} gives the segment '{name}' no valid layer and value; save it again")
         segments.append((name, (layer, value)))
     return segments
 

@@ -19,8 +19,10 @@ from PIL import Image
 
 from engine.errors import UserError
 from engine.imaging import dicom, dicom_archive
+from engine.imaging.bounded import Bounded
 from engine.imaging.headers import MOST_PACKED, check_metaimage, check_nrrd
-from engine.imaging.volume import Volume, volume_from_image
+from engine.imaging.images import volume_from_image
+from engine.imaging.volume import Volume
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -368,7 +370,7 @@ def _check_picture(path: Path) -> None:
     """Refuse a picture whose end is missing, which SimpleITK would fill up, or that promises more than it holds."""
     most = MOST_PIXELS_A_BYTE * path.stat().st_size + SMALL_PICTURE
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Bounded(path) as file, Image.open(file) as picture:
             warnings.simplefilter("ignore")  # what matters of them is an error here
             if math.prod(picture.size) * len(picture.getbands()) > most:
                 raise UserError(

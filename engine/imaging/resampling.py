@@ -7,6 +7,7 @@ import numpy as np
 from engine.imaging.dicom_stacks import UNEVEN_MM, Stack
 from engine.imaging.volume import Volume
 
+SAME = 1e-3  # of a voxel, or of a direction of length 1
 MOST_SLICES = 4  # times those of the stack: one close pair must not make thousands
 
 
@@ -67,6 +68,21 @@ def on_source_slices(array: np.ndarray, volume: Volume) -> np.ndarray:
         plane = array[below] * (1 - weight) + (array[below + 1] * weight if weight else 0)
         result[index] = _shifted(plane, -offsets[index], result.shape[1:], 0.0)
     return result >= 0.5 if array.dtype == bool else result
+
+
+def covers_slices(volume: Volume) -> bool:
+    """Return whether `on_source_slices` may be used: the grid has the slices' direction and pixel spacing, and all
+    of each slice lies in it."""
+    stack = volume.stack
+    first = stack.slices[0]
+    axes = np.stack([*np.split(first.orientation, 2), stack.normal])
+    corners = (stack.positions_mm - volume.origin_mm) @ axes.T / volume.spacing_mm  # in voxels: x, y, z
+    rows, columns = first.size[:2]
+    last = np.subtract(volume.shape[::-1], (columns, rows, 1))  # where a slice may begin at most
+    alike = np.allclose(axes.T, volume.direction_matrix, atol=SAME) and np.allclose(
+        first.pixel_spacing_mm[::-1], volume.spacing_mm[:2], atol=SAME
+    )
+    return bool(alike and corners.min() > -SAME and (last - corners).min() > -SAME)
 
 
 def _step_mm(along: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pydicom
 
-from engine.imaging.dicom_files import Bounded
+from engine.imaging.bounded import Bounded
 
 ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = 0xFFFFFFFF

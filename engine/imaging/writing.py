@@ -10,32 +10,17 @@ import SimpleITK as sitk
 
 from engine.errors import UserError
 from engine.files import replacing
+from engine.imaging.formats import DICOM_SUFFIX, PICTURE_SUFFIXES, SEGMENTATION_SUFFIX, output_suffix
+from engine.imaging.images import image_from_volume, volume_from_image
 from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume, image_from_volume, volume_from_image
+from engine.imaging.volume import Volume
 
-SEGMENTATION_SUFFIX = ".seg.nrrd"
-DICOM_SUFFIX = ".dcm"
-LABEL_MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-PICTURE_SUFFIXES = (".png",)
-SUFFIXES = (SEGMENTATION_SUFFIX, DICOM_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
 NIFTI_TOLERANCE_MM = 1e-3
 TERMINOLOGY_TAG = "TerminologyEntry"
 TISSUE = (
     "Segmentation category and type - 3D Slicer General Anatomy list"
     "~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^"
 )
-
-
-def output_suffix(path: Path) -> str:
-    """Return the suffix that decides the format.
-
-    Raises:
-        UserError: it is none of those that can be written.
-    """
-    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-    if suffix is None:
-        raise UserError(f"{path} has no suffix that can be written; there are {', '.join(SUFFIXES)}")
-    return suffix
 
 
 def check_format(path: Path, volume: Volume, segments: int, exclusive: bool) -> None:

@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import CLIPSegConfig
 
-PLACEMENTS = ("VL", "V", "VLC")  # vision, language, conditioning; the first is the default
+from engine.choices import PLACEMENTS
+
 CONDITION_HIDDEN_SIZE = 256
 
 

@@ -16,11 +16,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from engine import __version__
-from engine.bases import SHIPPED_MODELS, local_base_names
 from engine.bundle import adapter_names, find_adapter, read_card
 from engine.devices import choose_device
 from engine.errors import UserError
 from engine.imaging.volume import Volume, check_geometry
+from engine.places import SHIPPED_MODELS, local_base_names
 from engine.prompts import check_prompts
 from engine.protocol import (
     PROTOCOL,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.bases import local_base_names
 from engine.bundle import adapter_names, find_adapter, read_card
 from engine.errors import UserError
+from engine.places import local_base_names
 from engine.protocol import mask_of_levels, to_levels
 from engine.segmenter import DEFAULT_BASE, Result, Segmenter
 from engine.server.jobs import Event, Job, Task
@@ -43,11 +43,13 @@ class WarmSegmenters:
             report: called with every step; raise `Cancelled` in it to stop.
 
         Returns:
-            what is said of each prompt, and what is held of it.
+            what is said of each prompt, and what is held of it. Its seconds are those since the prompt before, so
+            that the first one's hold what the model and the volume took.
 
         Raises:
             UserError: the task cannot be carried out.
         """
+        started = time.monotonic()
         report({"state": "loading"})
         segmenter = self._segmenter(job.task)
         self._set_volume(segmenter, job.held, job.task, report)
@@ -61,7 +63,8 @@ class WarmSegmenters:
                 lambda done, total, n=number, step=step: pace(n * total + done, len(prompts) * total, step),
             )
             kept.append(to_levels(result.probability))
-            rows.append(_row(result, kept[-1]) | _origin(segmenter))
+            seconds, started = time.monotonic() - started, time.monotonic()
+            rows.append(_row(result, kept[-1]) | _origin(segmenter) | {"seconds": seconds})
         thresholds, found = tuple(row["threshold"] for row in rows), tuple(row["found"] for row in rows)
         return rows, HeldResults(job.held.id, tuple(kept), thresholds, found)
 

@@ -1,4 +1,5 @@
-"""The methods by name. A further adapter is one file beside these and one line in `ADAPTERS`."""
+"""The methods by name. A further adapter is one file beside these one line in `ADAPTERS`,
+and its name among `engine.choices.METHODS`."""
 
 from torch import nn
 from transformers import CLIPSegForImageSegmentation

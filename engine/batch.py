@@ -1,0 +1,131 @@
+"""Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
+
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
+from engine.imaging.volume import Volume
+from engine.request import Outputs, Request, check_outputs, fingerprint
+from engine.segmenter import Segmenter
+from engine.studies import is_done
+
+ALL_FRAMES = "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A scan's file or folder, and what it becomes."""
+
+    name: str
+    path: Path
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is done with every study.
+
+    Attributes:
+        series, frame, resample: how a scan is read (see `read_volume`); the frame may be "all".
+        resume: leave out what is done.
+        overwrite: replace files that are there.
+        store: the DICOMweb server that also gets the segmentations.
+        scans: all inputs, which no output may replace.
+    """
+
+    request: Request
+    series: str | None = None
+    frame: int | str | None = None
+    resample: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    store: str | None = None
+    scans: tuple[Path, ...] = ()
+
+    def source_of(self, study: Study) -> str:
+        """Return the fingerprint of a study's scan, for its report."""
+        return fingerprint(study.path, self.series, self.frame, self.resample)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a study of many ended: "done", now or in an earlier run, or "failed" for a reason."""
+
+    study: str
+    state: str
+    reason: str
+
+
+def end_of(study: Study, work: Callable[[], None]) -> End:
+    """Do the work on a study, and say how it ended: whatever is wrong with one, the others are still wanted."""
+    reason = ""
+    try:
+        work()
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{study.path} gave an unexpected {type(error).__name__}: {error}"
+    return End(study.name, "failed" if reason else "done", " ".join(reason.split()))
+
+
+def to_do(
+    segmenter: Segmenter, study: Study, order: Order, own: Container[Path] = ()
+) -> list[tuple[Volume, Outputs]]:
+    """Read a study's volume, or all its frames, and return those that are still to be segmented with their outputs.
+
+    Args:
+        own: files that an earlier attempt of the same run left, which may be replaced.
+
+    Raises:
+        UserError: the scan cannot be read, or an output must not be written.
+    """
+    source = order.source_of(study)
+    if order.resume and is_done(study.outputs, segmenter, order.request, source):
+        return []
+    frames = [
+        (volume, outputs)
+        for volume, outputs in _frames(study, order)
+        if not (order.resume and is_done(outputs, segmenter, order.request, source))
+    ]
+    for volume, outputs in frames:
+        there = [path for path in outputs.paths(order.request.prompts) if path.exists()]
+        overwrite = order.overwrite or (bool(there) and all(path in own for path in there))
+        check_outputs(order.request, outputs, overwrite, [*order.scans, *volume.sources])
+    return frames
+
+
+def named_studies(inputs: Iterable[Path]) -> dict[str, Path]:
+    """Return the studies in files and folders by the names of their outputs.
+
+    Raises:
+        UserError: a folder holds none, or two would get the same name.
+    """
+    studies: dict[str, Path] = {}
+    for root in inputs:
+        for path in find_studies(root) if root.is_dir() else [root]:
+            suffix = image_suffix(path) or (path.suffix if path.is_file() else "")
+            relative = path.relative_to(root) if path != root else Path(path.name or path.resolve().name)
+            name = "_".join(relative.parts).removesuffix(suffix)
+            if name in studies:
+                raise UserError(f"{studies[name]} and {path} would both be written as '{name}'; rename one of them")
+            studies[name] = path
+    return studies
+
+
+def _frames(study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
+    """Return the volume that is meant with its outputs; for all frames each one with numbered outputs."""
+    if order.frame != ALL_FRAMES:
+        return [(read_volume(study.path, order.series, order.frame, order.resample), study.outputs)]
+    return [
+        (volume, Outputs(**{key: _numbered(name, number) for key, name in vars(study.outputs).items()}))
+        for number, volume in enumerate(read_frames(study.path, order.series, order.resample))
+    ]
+
+
+def _numbered(path: Path | None, number: int) -> Path | None:
+    if path is None:
+        return None
+    stem = path.name.split(".")[0]
+    return path.with_name(f"{stem}_frame{number:04d}{path.name[len(stem) :]}")

@@ -1,0 +1,133 @@
+"""Measure adapters on a split of a data set; write scores, a summary and pictures of cases."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from engine.choices import BASE_ALONE
+from engine.cli import progress_bar
+from engine.data import DataSet, open_data_set
+from engine.errors import UserError
+from engine.evaluation import (
+    ALL,
+    IN_VAIN,
+    Ask,
+    Score,
+    absent,
+    by_structure,
+    differences,
+    evaluate,
+    every,
+    interval,
+    plain,
+    prompt_checks,
+    random,
+    wrong,
+    wrong_prompts,
+)
+from engine.files import write_csv, write_text
+from engine.gallery import write_gallery
+from engine.segmenter import Segmenter
+from engine.showcase import exhibit
+from engine.tables import FIGURES, INTERVALS, RULE, markdown_table, with_interval
+
+COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")
+
+
+def run(options: argparse.Namespace) -> None:
+    names = options.adapters
+    options.output.mkdir(parents=True, exist_ok=True)
+    data_set = open_data_set(options.data, options.split)
+    if not data_set.case_count:
+        raise UserError(f"{options.data} has no case in its split '{options.split}'")
+    scores = {}
+    for name in names:
+        segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
+        with progress_bar(name, data_set.case_count) as update:
+            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane)
+        folder = options.output / Path(name).name if len(names) > 1 else options.output
+        folder.mkdir(exist_ok=True)
+        write_csv(folder / "scores.csv", scores[name])
+        _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
+    title = f"{data_set.name}, {options.split} split"
+    rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
+    checks = {name: prompt_checks(scores[name]) for name in names}
+    text = f"## {title}\n\n{_table(rows)}\n\n{_checks_for_people(checks)}".strip()
+    write_text(options.output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
+    summary = {
+        "data": title,
+        "rule": f"{INTERVALS} {RULE}",
+        "adapters": {name: {"prompts": rows[name], "prompt_checks": checks[name]} for name in names},
+    }
+    write_text(options.output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    Console().print(Markdown(text))
+    print(f"wrote {options.output}")
+
+
+def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
+    known = {"p1": plain, "random": random(options.seed), "all": every}
+    asks = [known[name] for name in dict.fromkeys(options.prompts)]
+    return [*asks, absent, wrong(options.wrong_prompt or wrong_prompts(data_set), options.seed)]
+
+
+def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:
+    """Return {kind of prompt: {structure: means}} of one adapter, with the paired difference in Dice against the
+    first one where that is another; ALL stands for all structures together."""
+    kinds: dict[str, dict[str, dict]] = {}
+    for kind in dict.fromkeys(score.kind for score in scores if score.kind not in IN_VAIN):
+        ours, theirs = ([s for s in part if s.kind == kind] for part in (scores, first))
+        kinds[kind] = by_structure(ours)
+        for structure, row in kinds[kind].items() if scores is not first else ():
+            before, after = ([s for s in part if structure in (s.structure, ALL)] for part in (theirs, ours))
+            pairs = differences(before, after)
+            row["dice_difference"] = round(sum(pairs) / len(pairs), 4)
+            row["dice_difference_interval"] = [round(limit, 4) for limit in interval(pairs)]
+    return kinds
+
+
+def _table(adapters: dict[str, dict[str, dict[str, dict]]]) -> str:
+    """Return one Markdown table; where adapters are compared, with a column for the difference to the first."""
+    first, *others = adapters
+    columns = [*COLUMNS, f"Dice against {first}"] if others else COLUMNS
+    lines = []
+    for name, kinds in adapters.items():
+        for kind, rows in kinds.items():
+            for structure, row in rows.items():
+                figures = [with_interval(row, *figure) for figure in FIGURES.values()]
+                cells = [name, kind, structure, *figures, str(row["cases"])]
+                cells += [with_interval(row, "dice_difference", 3, sign="+")] if others else []
+                lines.append(cells)
+    return markdown_table(columns, lines)
+
+
+def _checks_for_people(checks: dict[str, dict[str, float | int]]) -> str:
+    lines = [
+        f"- {name}: " + ", ".join(f"{check.replace('_', ' ')} {_number(value)}" for check, value in values.items())
+        for name, values in checks.items()
+        if values
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _draw_cases(
+    path: Path, segmenter: Segmenter, data_set: DataSet, scores: Sequence[Score], plane: str | None
+) -> None:
+    """Draw the best, the median and the worst case in which the structure is present."""
+    asked = scores[0].kind
+    ranked = sorted((s for s in scores if s.kind == asked and s.truth_share), key=lambda s: -s.dice)
+    if not ranked:
+        return
+    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    exhibits = [
+        exhibit(segmenter, data_set, score, f"{label}: {score.prompt[:40]}, Dice {score.dice:.2f}", plane)
+        for label, score in chosen.items()
+    ]
+    write_gallery(path, exhibits, columns=len(chosen), legend=True)

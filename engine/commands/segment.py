@@ -1,0 +1,138 @@
+"""Segment one scan into one file, or many into a folder."""
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.batch import ALL_FRAMES, End, Order, Study, end_of, named_studies, to_do
+from engine.cli import progress_bar
+from engine.errors import UserError
+from engine.files import check_output, write_csv
+from engine.imaging import dicomweb
+from engine.imaging.formats import output_suffix
+from engine.request import BESIDE, Outputs, Request, check_apart, check_outputs
+from engine.segmenter import Segmenter
+from engine.studies import segment_study
+
+SUMMARY = "summary.csv"  # in an output folder: how each study ended
+
+
+def run(options: argparse.Namespace, request: Request) -> None:
+    with ExitStack() as stack:
+        inputs = [
+            stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
+            for place in options.input
+        ]
+        work = _segment_many if options.output.is_dir() else _segment_one
+        work(options, request, inputs)
+
+
+def _segment_one(options: argparse.Namespace, request: Request, inputs: list[Path]) -> None:
+    stem = options.output.name[: -len(output_suffix(options.output))]
+    report = BESIDE if options.resume and options.report is None else options.report
+    outputs = Outputs(
+        options.output,
+        report=_named(report, options.output.with_name(f"{stem}.json")),
+        preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
+        masks=_named(options.masks, options.output.with_name(f"{stem}.nii.gz")),
+        probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
+    )
+    if options.frame != ALL_FRAMES and not options.resume:
+        check_outputs(request, outputs, options.overwrite, inputs)
+    _segment_study(_segmenter(options), Study(stem, inputs[0], outputs), _order(options, request, inputs))
+
+
+def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Path]) -> None:
+    output = options.output.resolve()
+    if any(folder == output or folder in output.parents for folder in (p.resolve() for p in inputs)):
+        raise UserError(f"{options.output} lies among the scans; choose another folder, or results become scans")
+    studies = [Study(name, path, _outputs_in(options, name)) for name, path in named_studies(inputs).items()]
+    check_apart(request, [study.outputs for study in studies])
+    summary = options.output / SUMMARY
+    check_output(summary, options.overwrite or options.resume)
+    order = _order(options, request, [study.path for study in studies])
+    ends = _one_after_another(_segmenter(options), studies, order)
+    write_csv(summary, ends)
+    failed = sum(end.state == "failed" for end in ends)
+    if failed:
+        raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
+
+
+def _one_after_another(segmenter: Segmenter, studies: list[Study], order: Order) -> list[End]:
+    ends = []
+    for number, study in enumerate(studies, start=1):
+        print(f"{number} / {len(studies)} {study.name}")
+        ends.append(end_of(study, lambda study=study: _segment_study(segmenter, study, order)))
+        if ends[-1].reason:
+            print(f"failed: {ends[-1].reason}", file=sys.stderr)
+    return ends
+
+
+def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
+    """Segment one study, or each frame of it, and show how far it is and what was found."""
+    frames = to_do(segmenter, study, order)
+    if not frames:
+        print("done before")
+    for volume, outputs in frames:
+        with progress_bar("encoding", 1) as update:
+            report = segment_study(
+                segmenter,
+                volume,
+                order.request,
+                outputs,
+                lambda step, done, total: update(done, description=step, total=total),
+                order.source_of(study),
+            )
+        segmenter.forget_volume()  # before the next one is read; no volume comes twice
+        segmenter.cache.clear()
+        _print_report(report)
+        print(f"wrote {outputs.segments}")
+    if order.store:
+        store([outputs for _, outputs in frames] or [study.outputs], order.store)
+
+
+def store(studies: list[Outputs], service: str) -> None:
+    """Send segmentations to a server, also one that was done before: it may not have got it."""
+    for outputs in studies:
+        dicomweb.store(outputs.segments, service)
+        print(f"stored {outputs.segments.name} at {service}")
+
+
+def _print_report(report: dict) -> None:
+    table = Table("prompt", "volume (ml)", "presence", "seconds")
+    for row in report["results"]:
+        result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
+        table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
+    Console().print(table)
+    print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
+
+
+def _order(options: argparse.Namespace, request: Request, scans: list[Path]) -> Order:
+    chosen = {
+        name: getattr(options, name) for name in ("series", "frame", "resample", "resume", "overwrite", "store")
+    }
+    return Order(request, **chosen, scans=tuple(scans))
+
+
+def _outputs_in(options: argparse.Namespace, name: str) -> Outputs:
+    folder = options.output
+    return Outputs(
+        folder / f"{name}{options.format}",
+        report=folder / f"{name}.json",
+        preview=folder / f"{name}.png" if options.preview else None,
+        masks=folder / f"{name}.nii.gz" if options.masks else None,
+        probability=folder / f"{name}_probability.nii.gz" if options.probability else None,
+    )
+
+
+def _named(chosen: Path | None, beside: Path) -> Path | None:
+    return beside if chosen is BESIDE else chosen
+
+
+def _segmenter(options: argparse.Namespace) -> Segmenter:
+    return Segmenter(options.adapter, options.base, options.device, options.precision, options.batch_size)
