@@ -5,7 +5,6 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.cache import EncodingCache
 from engine.errors import UserError
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volume import Volume
@@ -27,9 +26,7 @@ class Settings:
     batch_size: str = "auto"
 
     def new_segmenter(self) -> Segmenter:
-        segmenter = Segmenter(**asdict(self))
-        segmenter.cache = EncodingCache(limit_bytes=0)  # no study comes twice
-        return segmenter
+        return Segmenter(**asdict(self))
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,12 @@ def segmentations_of(study: Study, order: Order) -> list[Path]:
         return [path]
     stem, dot, rest = path.name.partition(".")
     return sorted(path.parent.glob(f"{glob.escape(stem)}_frame[0-9][0-9][0-9][0-9]{dot}{rest}"))
+
+
+def let_go(segmenter: Segmenter) -> None:
+    """Have a segmenter forget a study before the next one is read: none comes twice."""
+    segmenter.forget_volume()
+    segmenter.cache.clear()
 
 
 def named_studies(inputs: Iterable[Path]) -> dict[str, Path]:

@@ -37,6 +37,9 @@ class EncodingCache:
         while len(self._entries) > 1 and self.nbytes > self._limit_bytes:
             self._entries.popitem(last=False)
 
+    def clear(self) -> None:
+        self._entries.clear()
+
     def __len__(self) -> int:
         return len(self._entries)
 

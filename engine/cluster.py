@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from engine import __version__
-from engine.batch import End, Order, Settings, Study, end_of, to_do
+from engine.batch import End, Order, Settings, Study, end_of, let_go, to_do
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
 from engine.files import left_folders, private_folder
@@ -123,7 +123,7 @@ class Worker:
     def _segment(self, study: Study, order: Order, own: frozenset[Path]) -> None:
         for volume, outputs in to_do(self._segmenter, study, order, own):
             segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
-            self._segmenter.forget_volume()
+            let_go(self._segmenter)
 
 
 class _Crew:

@@ -10,7 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.batch import ALL_FRAMES, End, Order, Settings, Study, end_of, named_studies, segmentations_of, to_do
+from engine.batch import (
+    ALL_FRAMES,
+    End,
+    Order,
+    Settings,
+    Study,
+    end_of,
+    let_go,
+    named_studies,
+    segmentations_of,
+    to_do,
+)
 from engine.cli import progress_bar
 from engine.cluster import segment_on_cluster
 from engine.errors import UserError
@@ -118,7 +129,7 @@ def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
                 lambda step, done, total: update(done, description=step, total=total),
                 order.source_of(study),
             )
-        segmenter.forget_volume()  # before the next one is read
+        let_go(segmenter)
         _print_report(report)
         print(f"wrote {outputs.segments}")
     _store(study, order)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.clipseg.modeling_clipseg import CLIPSegAttention
 
+from engine.model.clipseg import CLIPSeg
 from engine.model.prompted import PromptedNet
 
 PLAIN_ATTENTION = "plain"
@@ -22,9 +23,10 @@ def prepare_for_cpu(net: PromptedNet) -> None:
     """Let a net on the CPU compute faster, where this build of PyTorch and this CPU can.
 
     The net gives what it gave before, but for rounding. Its linear layers keep their weights in oneDNN's own layout
-    alone, so it can be neither trained nor moved nor saved any more.
+    alone, so it can be neither trained nor moved nor saved any more. Other nets than CLIPSegs stay as they are:
+    PyTorch's transformer layers reach for the weights of their linear layers.
     """
-    if not _can_pack(net.dtype):
+    if not (isinstance(net, CLIPSeg) and _can_pack(net.dtype)):
         return
     for layer in net.modules():
         if type(layer) is nn.Linear and layer.weight is not None:

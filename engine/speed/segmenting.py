@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine.cache import EncodingCache
 from engine.imaging.volume import Volume
-from engine.segmenter import Segmenter
+from engine.metrics import dice
+from engine.segmenter import DEFAULT_THRESHOLD, Segmenter
 from engine.speed.clock import MIB, peak_memory, seconds_of, side_by_side
 from engine.speed.inputs import PROMPTS, random_volume
 from engine.speed.plain import PlainForward
@@ -46,6 +47,7 @@ def compare(segmenter: Segmenter, plain: PlainForward, slices: int, repeats: int
         "further_speedup": seconds["plain"] / seconds["further"],
         "cache_kb_per_slice": segmenter.cache.nbytes / len(segmenter.cache) / slices / 1000,
         "largest_difference": float(np.abs(found["plain"] - found["engine"].astype(np.float32)).max()),
+        "dice": _agreement(*found.values()),
     }
 
 
@@ -160,6 +162,12 @@ def _shares(work: Callable[[], None], device: torch.device) -> list[Row]:
     whole = sum(spent.values())
     largest = sorted(spent, key=spent.get, reverse=True)[:OPERATIONS_SHOWN]
     return [{"operation": name, "share": spent[name] / whole} for name in largest]
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice of the masks of two probabilities."""
+    one, other = one >= DEFAULT_THRESHOLD, other >= DEFAULT_THRESHOLD
+    return dice(int((one & other).sum()), int(one.sum()), int(other.sum()))
 
 
 def _warm_up(segmenter: Segmenter, plain: PlainForward) -> None:
