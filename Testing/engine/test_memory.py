@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from conftest import ROOT, run_command
 
 from engine import segment
-from engine.commands import segment as command
+from engine.batch import Settings
 
 SHAPE = (40, 512, 512)
 PROMPTS = [f"brain {number}" for number in range(10)]
@@ -46,8 +46,8 @@ def test_a_further_prompt_takes_a_mask_and_no_probabilities(tmp_path, tiny_base)
 
 def test_a_study_is_let_go_of_before_the_next(tmp_path, tiny_base, monkeypatch, capsys):
     kept = []
-    make = command._segmenter
-    monkeypatch.setattr(command, "_segmenter", lambda options: kept.append(make(options)) or kept[0])
+    make = Settings.new_segmenter
+    monkeypatch.setattr(Settings, "new_segmenter", lambda settings: kept.append(make(settings)) or kept[0])
     (tmp_path / "out").mkdir(), (tmp_path / "scans").mkdir()
     for number in range(3):
         write_scan(tmp_path / "scans" / f"{number}.nrrd", (4, 32, 32), number)
