@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import shutil
+import socket
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from engine.files import left_folders, private_folder
 from engine.studies import segment_study
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for as long as the batch lasts
+AUTO = "auto"  # the cluster that this machine belongs to
+CONNECT_SECONDS = 10.0
 MOST_ATTEMPTS = 3  # at a study, and at starting a worker
 MARK = ".batch-"  # a folder among the results, by which workers see that theirs is the same file system
 OBJECT_STORE_BYTES = 128 << 20  # only paths and ends go through it
@@ -204,6 +207,8 @@ def connected(address: str) -> Iterator[ModuleType]:
     os.environ.update(NO_TELEMETRY)
     if address == LOCAL:
         os.environ.update(FOR_THIS_MACHINE_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    elif address != AUTO:
+        _check_reachable(address)
     try:
         import ray  # it reads the environment now
     except ModuleNotFoundError as error:
@@ -213,13 +218,22 @@ def connected(address: str) -> Iterator[ModuleType]:
         where = alone | {"include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address, log_to_driver=False, logging_level="error", **where)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises many kinds, also where a busy machine is slow to start it
             reason = " ".join(str(error).split())
             raise UserError(f"there is no Ray cluster to work with at {address} ({reason}); see --help") from error
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody answers; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}); give HOST:PORT, auto or local") from error
 
 
 def _cpus() -> int:

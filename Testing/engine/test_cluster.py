@@ -16,7 +16,7 @@ from conftest import ROOT, run_command
 
 from engine import segment
 from engine.batch import Order, Study, to_do
-from engine.cluster import shares
+from engine.cluster import connected, shares
 from engine.errors import UserError
 from engine.request import Outputs, Request
 from engine.segmenter import Segmenter
@@ -63,6 +63,12 @@ def test_more_than_there_is_is_refused(machines, workers, device, problem):
 def test_a_cluster_takes_folders(words, problem, monkeypatch, capsys):
     code, _, errors = run_command(monkeypatch, capsys, segment.main, ROOT / "README.md", "-p", "brain", *words)
     assert code == 2 and problem in errors
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_an_address_where_nobody_answers_is_said_at_once(address):
+    with pytest.raises(UserError, match="no Ray cluster answers"), connected(address):
+        pass
 
 
 def test_a_further_attempt_replaces_what_a_killed_worker_left_and_nothing_else(tmp_path, tiny_adapter):
