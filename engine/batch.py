@@ -1,7 +1,7 @@
 """Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
 
 import glob
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from engine.imaging.reading import find_studies, image_suffix, read_frames, read
 from engine.imaging.volume import Volume
 from engine.request import Outputs, Request, check_outputs, fingerprint
 from engine.segmenter import Segmenter
-from engine.studies import is_done
+from engine.studies import is_done, was_begun
 
 ALL_FRAMES = "all"
 
@@ -85,13 +85,8 @@ def end_of(study: Study, work: Callable[[], None]) -> End:
     return End(study.name, "failed" if reason else "done", " ".join(reason.split()))
 
 
-def to_do(
-    segmenter: Segmenter, study: Study, order: Order, own: Container[Path] = ()
-) -> list[tuple[Volume, Outputs]]:
+def to_do(segmenter: Segmenter, study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
     """Read a study's volume, or all its frames, and return those that are still to be segmented with their outputs.
-
-    Args:
-        own: files that an earlier attempt of the same run left, which may be replaced.
 
     Raises:
         UserError: the scan cannot be read, or an output must not be written.
@@ -105,9 +100,8 @@ def to_do(
         if not (order.resume and is_done(outputs, segmenter, order.request, source))
     ]
     for volume, outputs in frames:
-        there = [path for path in outputs.paths(order.request.prompts) if path.exists()]
-        overwrite = order.overwrite or (bool(there) and all(path in own for path in there))
-        check_outputs(order.request, outputs, overwrite, [*order.scans, *volume.sources])
+        left = order.resume and was_begun(outputs, segmenter, order.request, source)
+        check_outputs(order.request, outputs, order.overwrite or left, [*order.scans, *volume.sources])
     return frames
 
 

@@ -1,7 +1,6 @@
 """A batch of studies on a Ray cluster: each worker keeps one warm segmenter, and a study whose worker dies is given
 to another. Scans never travel: all machines read and write the same file system."""
 
-import glob
 import os
 import platform
 import secrets
@@ -119,12 +118,11 @@ class Worker:
             return f"{error} (on {here})"
         return ""
 
-    def segment(self, study: Study, order: Order, own: frozenset[Path]) -> End:
-        """Segment a study; `own` are files of it that a worker which died has left."""
-        return end_of(study, lambda: self._segment(study, order, own))
+    def segment(self, study: Study, order: Order) -> End:
+        return end_of(study, lambda: self._segment(study, order))
 
-    def _segment(self, study: Study, order: Order, own: frozenset[Path]) -> None:
-        for volume, outputs in to_do(self._segmenter, study, order, own):
+    def _segment(self, study: Study, order: Order) -> None:
+        for volume, outputs in to_do(self._segmenter, study, order):
             segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
             let_go(self._segmenter)
 
@@ -143,10 +141,8 @@ class _Crew:
         self._waiting: deque[Study] = deque()
         self._attempts: Counter[str] = Counter()
         self._ends: dict[str, End] = {}
-        self._there_before: frozenset[Path] = frozenset()
 
     def work_off(self, studies: Sequence[Study], count: int, on_progress: Callable[[int, int], None]) -> list[End]:
-        self._there_before = frozenset(studies[0].outputs.segments.parent.iterdir())
         self._waiting.extend(studies)
         for _ in range(min(count, len(studies))):
             self._start_one()
@@ -180,12 +176,9 @@ class _Crew:
             self._give(self._idle.pop(), self._waiting.popleft())
 
     def _give(self, worker: Any, study: Study) -> None:
-        order, own = self._order, frozenset()
-        if self._attempts[study.name]:  # the worker that died may have written a part, or all
-            order = replace(order, resume=True)
-            there = study.outputs.segments.parent.glob(f"{glob.escape(study.name)}*")
-            own = frozenset(there) - self._there_before
-        self._tasks[worker.segment.remote(study, order, own)] = worker, study
+        """Give a worker a study; where another died of it, that may have written a part, or all."""
+        order = replace(self._order, resume=True) if self._attempts[study.name] else self._order
+        self._tasks[worker.segment.remote(study, order)] = worker, study
 
     def _take_back(self, study: Study | None, reason: str) -> None:
         """Let a study wait again whose worker died, unless that happened too often."""

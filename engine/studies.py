@@ -94,9 +94,20 @@ def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: st
         return False
 
 
+def was_begun(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+    """Return whether what is there was left by a process that was killed while it wrote these very outputs."""
+    try:
+        return read_json(outputs.report) == {"made_by": _made_by(segmenter, request, source)}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
-    """Write everything, the report last: where it is, the study is complete."""
+    """Write everything, the report last: where it is whole, the study is complete. Before, it says who is at work,
+    where nothing was there that belongs to others."""
     volume = segmenter.volume
+    if outputs.report and not any(path.exists() for path in outputs.paths(request.prompts)):
+        write_text(outputs.report, json.dumps({"made_by": report["made_by"]}) + "\n")
     write_segments(outputs.segments, segments, volume)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)

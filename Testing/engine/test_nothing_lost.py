@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, ball, files, make_adapter, run_command, small_disk
 
 import engine.bundle
-from engine import segment
+from engine import segment, studies
 from engine.bases import open_base, user_models
 from engine.bundle import load_model, read_card, save_bundle
 from engine.errors import UserError
@@ -188,6 +188,42 @@ def test_a_report_vouches_only_for_the_files_that_it_was_written_with(command, s
     out.write_bytes(out.read_bytes()[:-1])
     code, _, errors = command(scan, "-p", "brain", "-o", out, "--resume")
     assert code == 2 and "exists already" in errors
+
+
+def test_a_run_that_was_killed_between_two_files_is_resumed_and_only_its_own_files_are_replaced(
+    command, scan, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = [scan, "-p", "brain", "-o", out, "--masks", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.studies.write_segments", killed_after(1, studies.write_segments))
+        with pytest.raises(Killed):
+            command(*arguments)
+    assert files(out) == {"scan.seg.nrrd", "scan.json"}  # and no mask yet
+    code, _, errors = command(*arguments[:2], "ball", *arguments[3:])
+    assert code == 2 and "exists already" in errors  # what is asked for is something else
+    code, _, errors = command(*arguments)
+    assert code == 0 and files(out) == {"scan.seg.nrrd", "scan.json", "scan_brain.nii.gz", "summary.csv"}, errors
+    assert "done before" in command(*arguments)[1]
+    (out / "scan.json").unlink()
+    code, _, errors = command(*arguments)
+    assert code == 2 and "exists already" in errors  # nothing says whose they are
+
+
+class Killed(BaseException):
+    """Ends a command as a kill does: nobody catches it."""
+
+
+def killed_after(count, write):
+    def write_some(*arguments):
+        nonlocal count
+        if not count:
+            raise Killed
+        count -= 1
+        write(*arguments)
+
+    return write_some
 
 
 def test_inputs_are_never_changed(command, scan, tmp_path):
