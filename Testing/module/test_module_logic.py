@@ -317,8 +317,8 @@ def test_a_cancelled_job_writes_nothing_and_ends_within_a_second(engine, scene):
     logic.segment(add_volume(np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.int16)), "brain", "head")
 
 
-def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(logic, volume, monkeypatch):
-    monkeypatch.setattr("VLSMSegmenterLib.logic.poll_by_timer", lambda job: None)
+def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(engine, volume):
+    logic = SegmenterLogic(engine, follow=lambda job: None)
     ended = []
     job = logic.segment(volume, "brain", "head", on_done=ended.append)
     with pytest.raises(UserError, match="another segmentation is running"):
@@ -330,8 +330,8 @@ def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(l
     assert list(ids_by_name(job.value)) == ["brain"]
 
 
-def test_a_volume_that_is_removed_meanwhile_is_said(logic, volume, scene, monkeypatch):
-    monkeypatch.setattr("VLSMSegmenterLib.logic.poll_by_timer", lambda job: None)
+def test_a_volume_that_is_removed_meanwhile_is_said(engine, volume, scene):
+    logic = SegmenterLogic(engine, follow=lambda job: None)
     job = logic.segment(volume, "brain", "head", on_done=lambda job: None)
     scene.RemoveNode(volume)
     job.wait()
