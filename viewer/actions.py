@@ -50,6 +50,8 @@ class Actions:
         self._state, self._scene, self._inbox = server.state, scene, inbox
         self._logic = SegmenterLogic(engine, self._follow)
         self._cards: dict[str, dict] = {}
+        self._wanted_adapter = ""  # until the engine has said what it has
+        self._recalled = False
         self._undo: list[Callable[[], str]] = []  # each says what it did
         self._moved: asyncio.Task | None = None
         self._stale = False  # whether the threshold has moved on since segments were made
@@ -63,6 +65,7 @@ class Actions:
         on("surfaces")(lambda **state: self._refresh_surfaces(0))
         on("probability", "chosen")(lambda **state: self._show_probability())
         for name, action in {
+            "recall": self.recall,
             "receive": self._inbox.put,
             "open": self.open,
             "say": self.say,
@@ -79,11 +82,21 @@ class Actions:
     ) -> None:
         """Ask the engine what it has, and open what the session begins with."""
         with self._state:
-            self._state.adapter = adapter or ""
+            self._wanted_adapter = adapter or ""
             self.say("asking the engine for its adapters …")
             self._logic.ask_engine(self._on_catalog)
             if file:
                 self._open(Path(file), Path(segments) if segments else None, series, frame)
+
+    def recall(self, remembered: dict) -> None:
+        """Choose what this browser chose before, once: a page that is loaded anew finds its session as it was."""
+        if self._recalled:
+            return
+        self._recalled, state = True, self._state
+        state.dark = bool(remembered.get("dark", state.dark))
+        state.recent = [str(prompt) for prompt in remembered.get("recent") or []][: words.MOST_RECENT]
+        self._wanted_adapter = self._wanted_adapter or remembered.get("adapter") or ""
+        self._choose_adapter()
 
     def say(self, text: str, wrong: bool = False) -> None:
         self._state.message, self._state.wrong = text, wrong
@@ -152,9 +165,7 @@ class Actions:
             self._cards = {card["name"]: card for card in job.value["adapters"]}
             self._state.adapters = [choices.NO_ADAPTER, *self._cards]
             self._state.bases = [choices.OWN, *job.value["bases"]]
-            if self._state.adapter not in self._state.adapters:
-                self._state.adapter = next(iter(self._cards), choices.NO_ADAPTER)
-            self._show_adapter()
+            self._choose_adapter()
             if not self._state.opening:
                 self.say(f"ready, on {words.device(job.value['device'])}")
 
@@ -162,6 +173,13 @@ class Actions:
         """Ask the engine anew what it has."""
         self.say("asking the engine for its adapters …")
         self._logic.ask_engine(self._on_catalog)
+
+    def _choose_adapter(self) -> None:
+        if self._wanted_adapter in self._state.adapters:
+            self._state.adapter, self._wanted_adapter = self._wanted_adapter, ""
+        elif self._cards and self._state.adapter not in self._state.adapters:
+            self._state.adapter = next(iter(self._cards))
+        self._show_adapter()
 
     def _show_adapter(self) -> None:
         card, shown = self._cards.get(self._state.adapter), self._scene.shown

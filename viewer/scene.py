@@ -202,7 +202,7 @@ class Scene:
         middle = [int(np.median(places)) for places in np.nonzero(mask)][::-1]
         place = (grid_of(self.shown.node).ijk_to_ras @ [*middle, 1])[:3]
         for view in self._slice_views():
-            view._view_node.JumpSliceByCentering(*place)
+            slicer.mrmlScene.GetNodeByID(view.get_view_node_id()).JumpSliceByOffsetting(*place)
 
     def picture(self) -> Image.Image:
         """Return what the four views show."""

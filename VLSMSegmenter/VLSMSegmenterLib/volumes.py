@@ -34,7 +34,11 @@ class Grid:
 
     @classmethod
     def from_lps(
-        cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], direction: Sequence[float]
+        cls,
+        shape: Sequence[int],
+        spacing_mm: Sequence[float],
+        origin_mm: Sequence[float],
+        direction: Sequence[float],
     ) -> "Grid":
         """Return the grid of voxels that lie as `engine.imaging.volume.Volume` says it."""
         axes = RAS_TO_LPS @ np.reshape(direction, (3, 3))

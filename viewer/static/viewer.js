@@ -1,4 +1,4 @@
-// What a page can do that Python cannot: take files, give files, and hear keys.
+// What a page can do that Python cannot: take files, give files, hear keys, and remember what was chosen.
 window.vlsm = (() => {
   const PIECE_BYTES = 2 ** 20;
   const call = (name, ...values) => window.trame.trigger(name, values);
@@ -83,6 +83,13 @@ window.vlsm = (() => {
     }
   });
 
-  window.addEventListener("pagehide", () => navigator.sendBeacon("goodbye"));
+  // A session knows nothing of the ones before; this browser does.
+  const REMEMBERED = ["adapter", "recent", "dark"];
+  window.addEventListener("pagehide", () => {
+    const chosen = REMEMBERED.map((name) => [name, window.trame.state.get(name)]);
+    localStorage.setItem("vlsm", JSON.stringify(Object.fromEntries(chosen)));
+    navigator.sendBeacon("goodbye");
+  });
+  call("recall", JSON.parse(localStorage.getItem("vlsm") ?? "{}"));
   return { bring, choose, save };
 })();
