@@ -148,6 +148,7 @@ class Actions:
         ]
         self._state.scan = shown.node.GetID() if shown else None
         self._state.facts = _facts(shown) if shown else ""
+        self._state.flat = bool(shown) and shown.volume.shape[0] == 1
         self._state.chosen, self._state.preset = [], "auto"
         self._show_adapter()
         self._show_segments()
@@ -214,7 +215,8 @@ class Actions:
         """Segment the prompts, replacing their own segments or beside them."""
         state, node = self._state, self._node()
         state.again = []
-        chosen = {name: state[name] for name in ("base", "plane", "window") if state[name] != choices.OWN}
+        chosen = {"base": state.base, "plane": state.plane, "window": state.input_window}
+        chosen = {name: choice for name, choice in chosen.items() if choice != choices.OWN}
         clean_up = {name: bool(state[name]) for name in ("largest_only", "holes_filled", "smoothed")}
         adapter = state.adapter if state.adapter in self._cards else None
         self._logic.segment(

@@ -109,7 +109,10 @@ def written(kind: str, stem: str, segments: list[Segment], volume: Volume) -> tu
     with tempfile.TemporaryDirectory() as folder:
         if kind != ".nii.gz" or len(segments) == 1:
             path = Path(folder) / f"{stem}{kind}"
-            write_segments(path, segments, volume)
+            try:
+                write_segments(path, segments, volume)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), path.name)) from error
             return path.name, path.read_bytes()
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:

@@ -21,6 +21,7 @@ STATE = {
     "scans": [],
     "scan": None,
     "facts": "",
+    "flat": False,
     "opening": False,
     # a run: what is chosen and asked for
     "adapters": [choices.NO_ADAPTER],
@@ -31,7 +32,7 @@ STATE = {
     "planes": [choices.OWN, *choices.PLANES],
     "plane": choices.OWN,
     "windows": [choices.OWN, *choices.WINDOWS],
-    "window": choices.OWN,
+    "input_window": choices.OWN,  # `window` is the browser's
     "largest_only": False,
     "holes_filled": False,
     "smoothed": False,
@@ -93,7 +94,7 @@ class Page:
                     self._results()
             with v.VMain(classes="stage"):
                 self._toolbar()
-                with html.Div(classes="views"):
+                with html.Div(classes=("flat ? 'views flat' : 'views'",)):
                     for name, definition in VIEWS.items():
                         with html.Div(classes="view", raw_attrs=[f'data-view="{name}"']):
                             client.ServerTemplate(name=definition.singleton_tag)
@@ -151,7 +152,7 @@ class Page:
             for name, label, items in (
                 ("base", "Base", "bases"),
                 ("plane", "Plane", "planes"),
-                ("window", "Window", "windows"),
+                ("input_window", "Window", "windows"),
             ):
                 v.VSelect(v_model=(name,), items=(items,), label=label, id=name, classes="mt-2", **COMPACT)
 

@@ -1,0 +1,36 @@
+"""A ZIP file of DICOM in the page, and the DICOM segmentation that comes of it."""
+
+import zipfile
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+
+from engine.head import HEAD, head_folder
+
+
+def write_zip(folder, write_series):
+    """Write 8 slices of the head as a DICOM series in a ZIP file; return it and the series' UID."""
+    head = sitk.GetArrayFromImage(sitk.ReadImage(str(head_folder() / HEAD.format("t1"))))[60:140:10, ::-1]
+    (folder / "series").mkdir()
+    identity = {"PatientID": "1", "Modality": "MR", "FrameOfReferenceUID": pydicom.uid.generate_uid()}
+    uid = write_series(folder / "series", [10 * n for n in range(8)], pixels=head, **identity)
+    with zipfile.ZipFile(folder / "study.zip", "w") as archive:
+        for path in (folder / "series").iterdir():
+            archive.write(path, path.name)
+    return folder / "study.zip", uid
+
+
+def test_a_zip_file_of_dicom_is_opened_segmented_and_saved_as_dicom_that_names_its_slices(
+    page, tmp_path, dicom_writer
+):
+    path, uid = write_zip(tmp_path, dicom_writer)
+    page.bring(path)
+    assert page.state("facts").startswith("MR, 197 × 233 × 8 voxels")
+    page.segment("brain")
+    saved = pydicom.dcmread(page.saved(".dcm", tmp_path))
+    assert saved.Modality == "SEG" and saved.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    assert saved.pixel_array.sum() == page.voxels()["brain"] > 1000
+    segment = saved.SegmentSequence[0]
+    assert segment.SegmentAlgorithmName == "head-t1"
+    assert np.prod(saved.pixel_array.shape[1:]) == 197 * 233
