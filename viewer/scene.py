@@ -85,7 +85,8 @@ class Scene:
         scan = Scan(add_volume(values, grid, name, None), without_voxels)
         if volume.modality:
             subjects = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-            subjects.SetItemAttribute(subjects.GetItemByDataNode(scan.node), "DICOM.Modality", volume.modality)
+            item = subjects.CreateItem(subjects.GetSceneItemID(), scan.node)  # the application would have done it
+            subjects.SetItemAttribute(item, "DICOM.Modality", volume.modality)
         self.scans.append(scan)
         self.set_window(scan, "auto")
         self.show(scan)

@@ -5,16 +5,23 @@ import zipfile
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.uid import generate_uid
 
 from engine.head import HEAD, head_folder
 
 
 def write_zip(folder, write_series):
     """Write 8 slices of the head as a DICOM series in a ZIP file; return it and the series' UID."""
-    head = sitk.GetArrayFromImage(sitk.ReadImage(str(head_folder() / HEAD.format("t1"))))[60:140:10, ::-1]
+    head = sitk.GetArrayFromImage(sitk.ReadImage(str(head_folder() / HEAD.format("t1"))))[60:140:10, ::-1, ::-1]
     (folder / "series").mkdir()
-    identity = {"PatientID": "1", "Modality": "MR", "FrameOfReferenceUID": pydicom.uid.generate_uid()}
-    uid = write_series(folder / "series", [10 * n for n in range(8)], pixels=head, **identity)
+    attributes = dict.fromkeys(("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "PatientBirthDate"), "")
+    attributes |= {
+        "PatientID": "1",
+        "Modality": "MR",
+        "FrameOfReferenceUID": generate_uid(),
+        "PixelSpacing": [1, 1],
+    }
+    uid = write_series(folder / "series", [10 * n for n in range(8)], pixels=head, **attributes)
     with zipfile.ZipFile(folder / "study.zip", "w") as archive:
         for path in (folder / "series").iterdir():
             archive.write(path, path.name)

@@ -45,11 +45,13 @@ def test_two_prompts_become_segments_whose_threshold_moves_and_are_saved_on_the_
 
 
 def test_escape_cancels_in_the_middle_and_nothing_is_written(page):
+    page.set("plane", "sagittal")  # of which nothing is encoded yet
     page.start("brain")
     page.wait_for_message("looking at slices")
     page.tab.keyboard.press("Escape")
     page.wait("window.trame.state.get('busy') === false")
     assert page.message == "cancelled" and page.voxels() == {}
+    page.set("plane", "axial")
     page.segment("white matter")  # it goes on as if nothing had been
     assert page.voxels()["white matter"] > 10_000
 
