@@ -1,17 +1,25 @@
 """What the viewer's tests share: one viewer with the demo's head, and one Chromium."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 from browsing import Page, find_chromium, running_browser, running_viewer, write_head
 
-pytest.importorskip("trame_slicer", reason="trame-slicer is not installed; run: make test-viewer")
-pytest.importorskip("playwright", reason="playwright is not installed; run: make test-viewer")
-pytest.importorskip("nilearn", reason="the head is in nilearn's wheel")
+
+def what_is_missing() -> str:
+    packages = ("trame_slicer", "playwright", "nilearn")
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        return f"{', '.join(missing)} are not installed; run: make test-viewer"
+    return "" if find_chromium() else "there is no Chromium"
 
 
 def pytest_collection_modifyitems(items):
-    if find_chromium() is None:
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason="there is no Chromium"))
+    reason, here = what_is_missing(), Path(__file__).parent
+    for item in items:
+        if reason and here in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,8 @@ def write_zip(folder, write_series):
     head = sitk.GetArrayFromImage(sitk.ReadImage(str(head_folder() / HEAD.format("t1"))))[60:140:10, ::-1, ::-1]
     (folder / "series").mkdir()
     attributes = dict.fromkeys(("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "PatientBirthDate"), "")
-    attributes |= {
-        "PatientID": "1",
-        "Modality": "MR",
-        "FrameOfReferenceUID": generate_uid(),
-        "PixelSpacing": [1, 1],
-    }
+    attributes |= {"PatientID": "1", "Modality": "MR", "FrameOfReferenceUID": generate_uid()}
+    attributes |= {"PixelSpacing": [1, 1], "SliceThickness": 10}
     uid = write_series(folder / "series", [10 * n for n in range(8)], pixels=head, **attributes)
     with zipfile.ZipFile(folder / "study.zip", "w") as archive:
         for path in (folder / "series").iterdir():
