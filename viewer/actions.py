@@ -50,6 +50,7 @@ class Actions:
         self._state, self._scene, self._inbox = server.state, scene, inbox
         self._logic = SegmenterLogic(engine, self._follow)
         self._cards: dict[str, dict] = {}
+        self._unclear: Path | None = None  # what was opened, and is to be chosen from
         self._wanted_adapter = ""  # until the engine has said what it has
         self._recalled = False
         self._undo: list[Callable[[], str]] = []  # each says what it did
@@ -86,7 +87,7 @@ class Actions:
             self.say("asking the engine for its adapters …")
             self._logic.ask_engine(self._on_catalog)
             if file:
-                self._open(Path(file), Path(segments) if segments else None, series, frame)
+                self._open(Path(file), files.Choice(series, frame), Path(segments) if segments else None)
 
     def recall(self, remembered: dict) -> None:
         """Choose what this browser chose before, once: a page that is loaded anew finds its session as it was."""
@@ -106,27 +107,38 @@ class Actions:
     @said
     def open(self, batch: int) -> None:
         """Open what the page brought."""
-        self._open(self._inbox.path(batch))
+        self._open(self._inbox.path(batch), files.Choice())
 
-    def _open(self, path: Path, segments: Path | None = None, series: str | None = None, frame: int | None = None):
-        self._state.opening = True
+    @said
+    def open_chosen(self) -> None:
+        """Open again what was unclear, now that something was chosen of it."""
+        frame = str(self._state.frame or "").strip()
+        if frame and not frame.isdecimal():
+            raise UserError(f"'{frame}' is no volume; give its number")
+        series = (self._state.series or "").strip() or None
+        choice = files.Choice(series, int(frame) if frame else None, bool(self._state.resample))
+        self._open(self._unclear, choice)
+
+    def _open(self, path: Path, choice: files.Choice, segments: Path | None = None) -> None:
+        self._state.opening, self._state.unclear = True, False
         self.say(f"reading {path.name} …")
-        create_task(self._read(path, segments, series, frame))
+        create_task(self._read(path, choice, segments))
 
-    async def _read(self, path: Path, segments: Path | None, series: str | None, frame: int | None) -> None:
+    async def _read(self, path: Path, choice: files.Choice, segments: Path | None) -> None:
         try:
-            volume = await asyncio.to_thread(self._inbox.read, path, series, frame)
+            volume = await asyncio.to_thread(self._inbox.read, path, choice)
             with self._state:
                 scan = self._scene.add(volume)
                 if segments:
                     self._scene.load_segments(segments, scan)
+                self._show_scans()
                 self.say(f"{scan.node.GetName()} is open")
         except (UserError, OSError, MemoryError) as error:
             with self._state:
+                self._unclear, self._state.unclear = path, isinstance(error, files.Unclear)
                 self.say(str(error) or "there is not enough memory for this file", wrong=True)
         with self._state:
             self._state.opening = False
-            self._show_scans()
 
     def close_scan(self) -> None:
         """Close the scan that is shown, with its segments."""
@@ -150,6 +162,7 @@ class Actions:
         self._state.facts = _facts(shown) if shown else ""
         self._state.flat = bool(shown) and shown.volume.shape[0] == 1
         self._state.chosen, self._state.preset = [], "auto"
+        self._show_window()
         self._show_adapter()
         self._show_segments()
         self._show_threshold()

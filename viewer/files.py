@@ -1,9 +1,11 @@
 """Files that the page brings, and files that it takes away."""
 
 import io
+import re
 import tempfile
 import zipfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from VLSMSegmenterLib import segmentations
@@ -21,7 +23,25 @@ from viewer.scene import Scene
 
 LONGEST_NAME = 100  # signs
 KINDS = (".seg.nrrd", ".nii.gz", ".dcm", ".png")
+FIELDS = {  # of the page, by what they are called as options of commands
+    "--series NUMBER, UID or DESCRIPTION": "the field Series by number, UID or description",
+    r"--frame (0 … \d+), or --frame all": r"the field Volume: \1",
+    "add --resample": "tick Resample",
+}
 UNKNOWN = Algorithm("unknown", "unknown", "unknown")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which volume of several, and whether uneven slices are put onto a regular grid (see `read_volume`)."""
+
+    series: str | None = None
+    frame: int | None = None
+    resample: bool = False
+
+
+class Unclear(UserError):
+    """Something must be chosen of what a file holds."""
 
 
 class Inbox:
@@ -47,22 +67,31 @@ class Inbox:
             raise UserError("nothing came: the file is empty, or the folder has no files; choose another")
         return files[0] if len(files) == 1 else folder
 
-    def read(self, path: Path, series: str | None = None, frame: int | None = None) -> Volume:
+    def read(self, path: Path, choice: Choice) -> Volume:
         """Read a volume. Takes seconds: call it in a thread.
 
         Raises:
+            Unclear: there are several volumes, or uneven slices; another choice may do.
             UserError: it cannot be read.
         """
         whole = path
         try:
             if dicom_archive.is_archive(path):  # whose files must outlast the reading
                 whole = self._unpacked.enter_context(dicom_archive.unpacked(path))
-            return read_volume(whole, series, frame)
+            return read_volume(whole, choice.series, choice.frame, choice.resample)
         except UserError as error:
-            said = str(error)
-            for folder in (whole, path):
-                said = said.replace(str(folder), folder.name if folder.is_file() else "what was opened")
-            raise UserError(said) from error
+            raise _as_the_page_says_it(error, (whole, path)) from error
+
+
+def _as_the_page_says_it(error: UserError, paths: tuple[Path, ...]) -> UserError:
+    """Return an error without folders that only this machine knows, and with fields instead of options."""
+    said = str(error)
+    for path in paths:
+        said = said.replace(str(path), path.name if path.is_file() else "what was opened")
+    with_fields = said
+    for option, field in FIELDS.items():
+        with_fields = re.sub(option, field, with_fields)
+    return UserError(said) if with_fields == said else Unclear(with_fields)
 
 
 def segments_of(scene: Scene, logic: SegmenterLogic) -> list[Segment]:

@@ -23,6 +23,10 @@ STATE = {
     "facts": "",
     "flat": False,
     "opening": False,
+    "unclear": False,
+    "series": "",
+    "frame": "",
+    "resample": False,
     # a run: what is chosen and asked for
     "adapters": [choices.NO_ADAPTER],
     "adapter": "",
@@ -139,6 +143,13 @@ class Page:
                 **_small("close"),
             )
         html.Div("{{ facts }}", id="facts", classes="text-caption text-medium-emphasis mt-1", v_show="facts")
+        with html.Div(classes="d-flex align-center ga-1 mt-2", v_show="unclear"):
+            for name, label in (("series", "Series"), ("frame", "Volume")):
+                v.VTextField(v_model=(name,), label=label, id=name, **COMPACT)
+            v.VCheckbox(
+                v_model=("resample",), label="Resample", id="resample", density="compact", hide_details=True
+            )
+            v.VBtn("Open", id="open-chosen", size="small", variant="tonal", click=self._actions.open_chosen)
 
     def _adapter(self) -> None:
         with html.Div(classes="d-flex align-center ga-1"):

@@ -77,7 +77,12 @@ class Scene:
     # Scans
 
     def add(self, volume: Volume) -> Scan:
-        """Take a volume into the scene, and show it."""
+        """Take a volume into the scene, and show it.
+
+        Raises:
+            UserError: there is nothing to see.
+        """
+        limits = None if volume.is_rgb else intensity_range(volume)
         values = volume.voxels.astype(STORABLE.get(volume.voxels.dtype.char, volume.voxels.dtype), copy=False)
         grid = Grid.from_lps(volume.shape, volume.spacing_mm, volume.origin_mm, volume.direction)
         name = slicer.mrmlScene.GenerateUniqueName(volume.name)
@@ -88,7 +93,8 @@ class Scene:
             item = subjects.CreateItem(subjects.GetSceneItemID(), scan.node)  # the application would have done it
             subjects.SetItemAttribute(item, "DICOM.Modality", volume.modality)
         self.scans.append(scan)
-        self.set_window(scan, "auto")
+        if limits:
+            VolumeWindowLevel.set_volume_node_display_min_max_range(scan.node, *limits)
         self.show(scan)
         return scan
 

@@ -37,3 +37,15 @@ def test_a_zip_file_of_dicom_is_opened_segmented_and_saved_as_dicom_that_names_i
     segment = saved.SegmentSequence[0]
     assert segment.SegmentAlgorithmName == "head-t1"
     assert np.prod(saved.pixel_array.shape[1:]) == 197 * 233
+
+
+def test_one_of_several_series_is_chosen_in_the_page(page, tmp_path, dicom_writer):
+    for number in (1, 2):
+        dicom_writer(tmp_path, uid=generate_uid(), number=number, description=f"part {number}", Rows=6)
+    page.bring(*tmp_path.iterdir())
+    assert page.state("unclear") and "part 1" in page.message and "the field Series" in page.message
+    assert "--" not in page.message and str(tmp_path) not in page.message
+    page.tab.fill("#series", "part 2")
+    page.tab.click("#open-chosen")
+    page.wait_for_message("part 2 is open")
+    assert not page.state("unclear") and page.state("facts").startswith("CT, 5 × 6 × 4 voxels")

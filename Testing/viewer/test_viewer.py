@@ -1,5 +1,6 @@
 """The page in a real Chromium, with the real engine and a real head."""
 
+import base64
 import zipfile
 
 import numpy as np
@@ -135,3 +136,20 @@ def test_a_picture_of_a_window_and_the_light_page_change_what_is_seen(page):
     assert page.picture("axial") != before
     page.tab.click("#theme")
     page.wait("document.querySelector('.v-theme--light')")
+
+
+def test_a_file_that_is_dropped_is_opened(page, head):
+    page.tab.evaluate(
+        """content => {
+            const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "dropped.nii.gz"));
+            window.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer }));
+        }""",
+        base64.b64encode(head.read_bytes()).decode(),
+    )
+    page.wait_for_message("dropped.nii.gz is open")
+    assert [scan["title"] for scan in page.state("scans")] == ["head.nii.gz", "dropped.nii.gz"]
+    page.tab.click("#close")
+    page.wait("window.trame.state.get('scans').length == 1")
+    assert page.state("facts").startswith("197 × 233 × 48 voxels")

@@ -63,8 +63,9 @@ window.vlsm = (() => {
   window.addEventListener("drop", async (event) => {
     event.preventDefault();
     document.body.classList.remove("dropping");
+    const plain = [...event.dataTransfer.files];
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
-    const files = (await Promise.all(entries.map(filesOf))).flat();
+    const files = entries.length ? (await Promise.all(entries.map(filesOf))).flat() : plain;
     if (files.length) bring(files);
   });
 
