@@ -19,6 +19,7 @@ from engine.imaging.reading import read_volume
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume
 from engine.imaging.writing import write_segments
+from engine.server.paths import DETACHED
 from viewer.scene import Scene
 
 LONGEST_NAME = 100  # signs
@@ -60,11 +61,18 @@ class Inbox:
             file.write(piece)
 
     def path(self, batch: int) -> Path:
-        """Return the file of a batch, or the folder where there are several."""
+        """Return the file of a batch, or the folder where there are several.
+
+        Raises:
+            UserError: there is none, or one that would lead to other files of this machine.
+        """
         folder = self._folder / "inbox" / str(int(batch))
         files = [path for path in folder.rglob("*") if path.is_file()]
         if not files:
             raise UserError("nothing came: the file is empty, or the folder has no files; choose another")
+        for file in files:
+            if file.name.lower().endswith(DETACHED):
+                raise UserError(f"{file.name} has its voxels in another file; save it as .nrrd or .mha, whole")
         return files[0] if len(files) == 1 else folder
 
     def read(self, path: Path, choice: Choice) -> Volume:

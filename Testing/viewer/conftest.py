@@ -32,7 +32,7 @@ def head(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def viewer(head):
-    with running_viewer(head, "--adapter", "head-t1", "--sessions", 3) as viewer:
+    with running_viewer(head, "--adapter", "head-t1", "--sessions", 9) as viewer:
         yield viewer
 
 
