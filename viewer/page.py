@@ -143,7 +143,7 @@ class Page:
                 **_small("close"),
             )
         html.Div("{{ facts }}", id="facts", classes="text-caption text-medium-emphasis mt-1", v_show="facts")
-        with html.Div(classes="d-flex align-center ga-1 mt-2", v_show="unclear"):
+        with html.Div(classes="d-flex align-center ga-1 mt-2", v_if="unclear"):
             for name, label in (("series", "Series"), ("frame", "Volume")):
                 v.VTextField(v_model=(name,), label=label, id=name, **COMPACT)
             v.VCheckbox(
@@ -189,7 +189,7 @@ class Page:
                 ),
                 click=(self._actions.suggest, "[suggestion.text]"),
             )
-        with html.Div(classes="d-flex ga-2 mt-2", v_show="!again.length"):
+        with html.Div(classes="d-flex ga-2 mt-2", v_if="!again.length"):
             v.VBtn(
                 "Segment",
                 id="segment",
@@ -217,7 +217,7 @@ class Page:
                 click=self._actions.undo,
                 disabled=("!can_undo || busy",),
             )
-        with html.Div(v_show="again.length", id="again", classes="mt-2"):
+        with html.Div(v_else=True, id="again", classes="mt-2"):
             html.Div("There are segments of {{ again.join(', ') }} already.", classes="text-caption")
             with html.Div(classes="d-flex ga-2 mt-1"):
                 for label, action in (

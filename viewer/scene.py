@@ -29,8 +29,9 @@ VIEWS = {
 }
 WINDOWS = ("auto", "full", *CT_WINDOWS)
 STORABLE = {"?": np.uint8, "e": np.float32, "l": np.float64, "q": np.float64, "L": np.float64, "Q": np.float64}
-PROBABILITY_COLORS = "vtkMRMLColorTableNodeFilePlasma.txt"
+PROBABILITY_COLORS = "vtkMRMLColorTableNodeIron"
 PROBABILITY_OPACITY = 0.5
+LEAST_PROBABILITY = 0.05  # that is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +182,8 @@ class Scene:
         display.SetAndObserveColorNodeID(PROBABILITY_COLORS)
         display.SetAutoWindowLevel(False)
         display.SetWindowLevel(1.0, 0.5)
+        display.SetApplyThreshold(True)
+        display.SetThreshold(LEAST_PROBABILITY, 1.0)
         node.SetName("probability")
         self._app.display_manager.show_volume_in_slice_foreground(node)
         for view in self._slice_views():
