@@ -15,11 +15,11 @@ from VLSMSegmenterLib.volumes import grid_of
 from engine import __version__
 from engine.errors import UserError
 from engine.imaging import dicom_archive
+from engine.imaging.headers import names_other_files
 from engine.imaging.reading import read_volume
 from engine.imaging.segments import Algorithm, Segment
 from engine.imaging.volume import Volume
 from engine.imaging.writing import write_segments
-from engine.server.paths import DETACHED
 from viewer.scene import Scene
 
 LONGEST_NAME = 100  # signs
@@ -71,8 +71,8 @@ class Inbox:
         if not files:
             raise UserError("nothing came: the file is empty, or the folder has no files; choose another")
         for file in files:
-            if file.name.lower().endswith(DETACHED):
-                raise UserError(f"{file.name} has its voxels in another file; save it as .nrrd or .mha, whole")
+            if names_other_files(file):
+                raise UserError(f"{file.name} names the files of its voxels; save it as one file")
         return files[0] if len(files) == 1 else folder
 
     def read(self, path: Path, choice: Choice) -> Volume:

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 240  # a machine that does much else at once
+PATIENCE_SECONDS = 600  # a machine that does much else at once
 SWITCHES = (
     "--no-sandbox",
     "--disable-gpu",
@@ -86,7 +86,7 @@ class Page:
     def __init__(self, browser, url: str, width: int = 1280, height: int = 800):
         self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(1000 * PATIENCE_SECONDS / 4)
+        self.tab.set_default_timeout(1000 * PATIENCE_SECONDS / 5)
         self.errors: list[str] = []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.goto(url)
