@@ -302,7 +302,7 @@ class Actions:
             "id": identifier,
             "name": segment.GetName(),
             "color": _hex(segment.GetColor()),
-            "presence": f"{float(tags[segmentations.PRESENCE]):.2f}" if segmentations.PRESENCE in tags else "",
+            "presence": f"{finding.result.presence:.2f}" if finding else tags.get(segmentations.PRESENCE, ""),
             "size": finding.answer if finding else self._size(node, identifier),
             "voxels": finding.voxels if finding else None,
             "visible": node.GetDisplayNode().GetSegmentVisibility(identifier),
@@ -467,7 +467,7 @@ class Actions:
             while not job.poll():
                 await asyncio.sleep(POLL_MILLISECONDS / 1000)
 
-        self._polling = create_task(poll())
+        job.follower = create_task(poll())  # a task that nobody holds may be lost
 
 
 def _facts(scan: Scan) -> str:

@@ -16,6 +16,8 @@ from engine.errors import UserError
 from viewer.processes import SessionProcess, Start
 
 GOODBYE_SECONDS = 10.0  # between a page that was closed and the end of its session: it may only be loaded anew
+ENDED = "This session has ended. Open the address that was printed at the start."
+PLAIN = {"Accept-Encoding": "identity"}
 PASSED_ON = ("Content-Type", "Last-Modified", "ETag")
 HEADERS = {
     "Referrer-Policy": "no-referrer",  # the path is a secret
@@ -114,7 +116,7 @@ class Door:
     def _session(self, request: web.Request) -> SessionProcess:
         name = request.match_info["session"]
         if name not in self._sessions:
-            raise web.HTTPNotFound(text="This session has ended. Open the address that was printed at the start.")
+            raise web.HTTPNotFound(text=ENDED)
         return self._sessions[name]
 
     async def _introduce(self, request: web.Request) -> web.Response:
@@ -141,10 +143,9 @@ class Door:
         try:
             url = f"http://127.0.0.1:{session.port}/ws"
             async with self._client.ws_connect(url, max_msg_size=0, compress=0) as there:
-                ways = [asyncio.ensure_future(_hand_on(page, there)), asyncio.ensure_future(_hand_on(there, page))]
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in ways:
-                    way.cancel()
+                await _connect(page, there)
+        except aiohttp.ClientError:  # the session has just ended
+            pass
         finally:
             if name in self._pages:
                 self._pages[name] -= 1
@@ -156,14 +157,25 @@ class Door:
             raise web.HTTPFound(f"/s/{await self._new_session()}/")  # a page of old that was loaded again
         path = request.match_info["path"] or "index.html"
         url = f"http://127.0.0.1:{self._session(request).port}/{path}"
-        async with self._client.get(url, headers={"Accept-Encoding": "identity"}, allow_redirects=False) as answer:
-            headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-            return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+        try:
+            async with self._client.get(url, headers=PLAIN, allow_redirects=False) as answer:
+                headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+                return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+        except aiohttp.ClientError as error:
+            raise web.HTTPNotFound(text=ENDED) from error
 
     def _later(self, work: Coroutine) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # a task that nobody holds may be lost
         task.add_done_callback(self._tasks.discard)
+
+
+async def _connect(page: web.WebSocketResponse, session: aiohttp.ClientWebSocketResponse) -> None:
+    """Let a page and its session talk until one of them stops."""
+    ways = [asyncio.ensure_future(way) for way in (_hand_on(page, session), _hand_on(session, page))]
+    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    for way in ways:
+        way.cancel()
 
 
 async def _hand_on(source, target) -> None:

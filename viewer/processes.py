@@ -84,10 +84,13 @@ class OwnEngine:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if not self._server.is_alive:
-                self._server.stop()
-                self._server = self._new_server("--port", str(urlsplit(self.url).port))
                 with suppress(UserError):  # the pages say that it does not answer
-                    await asyncio.to_thread(self._server.start)
+                    await asyncio.to_thread(self._start_again)
+
+    def _start_again(self) -> None:
+        self._server.stop()
+        self._server = self._new_server("--port", str(urlsplit(self.url).port))
+        self._server.start()
 
     def _new_server(self, *more: str) -> Server:
         return Server(None, [*self._arguments, *more], {TOKEN_VARIABLE: self.token})
@@ -114,6 +117,7 @@ class SessionProcess:
             UserError: it does not start.
         """
         key, log = self._path("key"), self._path("log")
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         key.write_text(self.secret)
         with log.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
@@ -122,13 +126,13 @@ class SessionProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": paths},
                 start_new_session=True,  # Ctrl-C is for the one that started it
             )
         self._process.stdin.write(json.dumps(asdict(start) | {"folder": self._folder.name}).encode() + b"\n")
         try:
             self.port = await asyncio.wait_for(self._port(), START_SECONDS)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             self.port = 0
         words = "" if self.port else log.read_text(errors="replace")[-500:].strip()
         self._end = asyncio.ensure_future(self._until_the_end())

@@ -136,7 +136,6 @@ class Scene:
         try:
             if not storage.ReadData(read):
                 raise UserError(f"{path} is no segmentation that can be read; give a .seg.nrrd file")
-            read.SetReferenceImageGeometryParameterFromVolumeNode(scan.node)
             node = segmentations.prepare(scan.node, None)
             node.GetSegmentation().DeepCopy(read.GetSegmentation())
             node.SetReferenceImageGeometryParameterFromVolumeNode(scan.node)

@@ -112,6 +112,12 @@ def test_a_broken_file_is_refused_in_words_and_nothing_is_lost(page, head, tmp_p
     empty.touch()
     page.bring(empty)
     assert page.state("wrong") and "empty" in page.message
+    elsewhere = tmp_path / "elsewhere.mha"  # of which no voxel may be shown
+    lines = ["ObjectType = Image", "NDims = 3", "DimSize = 9 9 9", "ElementType = MET_UCHAR"]
+    elsewhere.write_text("\n".join([*lines, f"ElementDataFile = {head}\n"]))
+    page.bring(elsewhere)
+    assert page.message == "elsewhere.mha names the files of its voxels; save it as one file"
+    assert [scan["title"] for scan in page.state("scans")] == ["head.nii.gz"]
 
 
 def test_arrows_move_the_slices_under_the_mouse(page):
