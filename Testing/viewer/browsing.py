@@ -123,14 +123,15 @@ class Page:
     def segment(self, prompts: str) -> None:
         """Type prompts, press Enter, and wait for what was found."""
         self.start(prompts)
-        self.wait("window.trame.state.get('busy') === false")
+        self.wait("window.trame.state.get('busy') === false && window.trame.state.get('message')")
 
     def start(self, prompts: str) -> None:
-        """Type prompts and press Enter, and wait until they are worked on."""
+        """Type prompts and press Enter, and wait until something is said of them."""
+        self.set("message", "")
         self.tab.fill("#prompts", prompts)
         self.tab.wait_for_selector("#segment:not([disabled])")
         self.tab.press("#prompts", "Enter")
-        self.wait("window.trame.state.get('busy')")
+        self.wait("window.trame.state.get('message')")
 
     def voxels(self) -> dict[str, int]:
         """Return how many voxels the segments of the table have, by their names."""
