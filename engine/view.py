@@ -16,6 +16,8 @@ from engine.launching import ROOT
 def main() -> None:
     if find_spec("trame_slicer") is None:
         raise UserError("the viewer needs trame-slicer; run: make view, or pip install --editable '.[viewer]'")
+    if not (ROOT / "viewer").is_dir():
+        raise UserError(f"the viewer is not beside {ROOT / 'engine'}; use the repository, or install it --editable")
     sys.path.insert(0, str(ROOT))
     runpy.run_module("viewer", run_name="__main__")
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import PATIENCE_SECONDS, Page, running_viewer
+from browsing import PATIENCE_SECONDS, ROOT, Page, running_viewer
 
 
 def sessions(viewer) -> set[int]:
@@ -107,6 +109,13 @@ def test_nothing_of_it_is_left_when_it_ends(head, browser):
         page.close()
     _, alive = psutil.wait_procs(family, 30)
     assert not alive and not made & folders()
+
+
+def test_a_scan_that_is_not_there_is_said_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "engine.view", str(tmp_path / "scan.nii.gz"), "--no-browser"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: {tmp_path / 'scan.nii.gz'} is not there\n"
 
 
 def test_more_pages_than_may_be_are_refused_in_words(head, browser):
