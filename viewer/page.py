@@ -157,8 +157,8 @@ class Page:
             v.VBtn(
                 icon="mdi-refresh", title="Ask the engine again", click=self._actions.ask_again, **_small("refresh")
             )
-        with html.Details(classes="text-caption mt-1", v_show="card"):
-            html.Summary("About this adapter, and how it is used")
+        with html.Details(classes="text-caption mt-1"):
+            html.Summary("Card, base, plane and window")
             html.Div(v_html=("card",), id="card", classes="text-medium-emphasis my-1")
             for name, label, items in (
                 ("base", "Base", "bases"),

@@ -134,7 +134,7 @@ def test_arrows_move_the_slices_under_the_mouse(page):
     assert places["axial"] != places["coronal"]
 
 
-def test_a_picture_of_a_window_and_the_light_page_change_what_is_seen(page):
+def test_windows_and_the_light_page_change_what_is_seen(page):
     page.tab.wait_for_timeout(2000)
     before = page.picture("axial")
     page.set("preset", "lung")
