@@ -116,9 +116,12 @@ class Page:
         """Choose files, as the button does, and wait until they are open or refused."""
         with self.tab.expect_file_chooser() as chooser:
             self.tab.click("#open")
-        self.set("opening", True)
+        self.set("message", "")
+        self.set("wrong", False)
         chooser.value.set_files([str(path) for path in paths])
-        self.wait("window.trame.state.get('opening') === false")
+        self.wait(
+            "!trame.state.get('opening') && (trame.state.get('wrong') || message.innerText.endsWith('is open'))"
+        )
 
     def segment(self, prompts: str) -> None:
         """Type prompts, press Enter, and wait for what was found."""
