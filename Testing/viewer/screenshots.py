@@ -24,7 +24,6 @@ def main() -> None:
     scan = head_folder() / HEAD.format("t1")
     with running_viewer(scan, "--adapter", "head-t1") as viewer, running_browser() as browser:
         page = Page(browser, viewer.url)
-        page.set("plane", "axial")
         page.start(PROMPTS)
         page.wait_for_message("about")  # it knows how long it will take
         draw(page, folder / "viewer-running.png")
