@@ -1,5 +1,7 @@
 # make demo   set up, segment a real head by text prompts, leave a segmentation and a picture in demo/
 # make test   set up, check the style, run the tests
+# make view   set up the viewer, and show the demo's result in a browser
+# make test-viewer   set up the viewer, run its tests in Chromium
 # make results   measure the shipped adapters on test images of the sets in DATA (or ../shared/data), into results/
 # make comparison DATA="FOLDER …"   train every method on these sets with equal effort, into comparison/
 # make clean  remove what these made
@@ -13,8 +15,11 @@ SUBSET ?= 20
 
 BIN := .venv/bin
 READY := .venv/ready
+# Slicer's libraries in the viewer are of another version than in the tests of the module.
+VIEWER_BIN := .venv-viewer/bin
+VIEWER_READY := .venv-viewer/ready
 
-.PHONY: demo test results comparison clean
+.PHONY: demo test view test-viewer results comparison clean
 
 demo: $(READY)
 	$(BIN)/python -m engine.demo -o demo
@@ -23,6 +28,13 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+view: $(VIEWER_READY)
+	test -e demo/head.seg.nrrd || $(VIEWER_BIN)/python -m engine.demo -o demo
+	$(VIEWER_BIN)/python -m engine.view demo/mni152.nii.gz --segments demo/head.seg.nrrd --adapter head-t1
+
+test-viewer: $(VIEWER_READY)
+	$(VIEWER_BIN)/python -m pytest Testing/viewer
 
 results: $(READY)
 	$(BIN)/python -m engine.results --data $(or $(DATA),../shared/data) $(if $(SUBSET),--subset $(SUBSET)) -o results
@@ -38,5 +50,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps "open-clip-torch>=3.0"
 	touch $(READY)
 
+$(VIEWER_READY): pyproject.toml
+	$(PYTHON) -m venv .venv-viewer
+	$(VIEWER_BIN)/python -m pip install --quiet "$(TORCH)"
+	$(VIEWER_BIN)/python -m pip install --quiet --editable ".[viewer-dev]"
+	touch $(VIEWER_READY)
+
 clean:
-	rm -rf .venv demo results .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-viewer demo results .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -152,6 +152,12 @@ def volumes(tmp_path):
     return folder
 
 
+@pytest.fixture
+def dicom_writer():
+    """`write_series`, for folders with a conftest.py of their own."""
+    return write_series
+
+
 def new_server(models: Path, *arguments, python: str | None = None) -> Server:
     settings = ["--device", "cpu", "--precision", "fp32", "--batch-size", 1, *arguments]
     return Server(python, [str(word) for word in settings], {"VLSM_MODELS": str(models)})

@@ -416,6 +416,7 @@ def test_files_elsewhere_are_not_read_by_any_trick(server, allowed_folder, tmp_p
     (allowed_folder / "round").symlink_to(allowed_folder / "round")
     header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
     (allowed_folder / "detached.mhd").write_text(f"{header}ElementDataFile = {secret}\n")
+    (allowed_folder / "detached.mha").write_text(f"{header}ElementDataFile = {secret}\n")
     (allowed_folder.parent / f"{allowed_folder.name}-2").mkdir()
     tricks = [
         secret,
@@ -427,6 +428,7 @@ def test_files_elsewhere_are_not_read_by_any_trick(server, allowed_folder, tmp_p
         allowed_folder / "folder",
         allowed_folder / "round",
         allowed_folder / "detached.mhd",
+        allowed_folder / "detached.mha",
         "/",
         "/etc/passwd",
         "/dev/zero",

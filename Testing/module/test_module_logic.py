@@ -24,7 +24,7 @@ from VLSMSegmenterLib import segmentations
 from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
 from VLSMSegmenterLib.findings import Request
 from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.volumes import grid_of, voxels_of
+from VLSMSegmenterLib.volumes import Grid, grid_of, voxels_of
 from VLSMSegmenterLib.words import duration, number, progress, size, split_prompts
 
 from engine import Segmenter
@@ -317,8 +317,8 @@ def test_a_cancelled_job_writes_nothing_and_ends_within_a_second(engine, scene):
     logic.segment(add_volume(np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.int16)), "brain", "head")
 
 
-def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(logic, volume, monkeypatch):
-    monkeypatch.setattr("VLSMSegmenterLib.logic.poll_by_timer", lambda job: None)
+def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(engine, volume):
+    logic = SegmenterLogic(engine, follow=lambda job: None)
     ended = []
     job = logic.segment(volume, "brain", "head", on_done=ended.append)
     with pytest.raises(UserError, match="another segmentation is running"):
@@ -330,8 +330,8 @@ def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(l
     assert list(ids_by_name(job.value)) == ["brain"]
 
 
-def test_a_volume_that_is_removed_meanwhile_is_said(logic, volume, scene, monkeypatch):
-    monkeypatch.setattr("VLSMSegmenterLib.logic.poll_by_timer", lambda job: None)
+def test_a_volume_that_is_removed_meanwhile_is_said(engine, volume, scene):
+    logic = SegmenterLogic(engine, follow=lambda job: None)
     job = logic.segment(volume, "brain", "head", on_done=lambda job: None)
     scene.RemoveNode(volume)
     job.wait()
@@ -386,3 +386,9 @@ def test_sizes_and_times_are_said_as_people_say_them():
     assert [duration(value) for value in (4.12, 34.4, 125)] == ["4.1 s", "34 s", "2 min 5 s"]
     event = {"state": "encoding", "done": 72, "total": 280, "seconds_left": 2.4}
     assert progress(event) == "looking at slices: 72 of 280, about 3 s left"
+
+
+@pytest.mark.parametrize("axes", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_a_grid_made_from_lps_is_the_one_that_gave_it(scene, axes):
+    grid = grid_of(add_volume(np.zeros(SHAPE, np.int16), axes))
+    assert Grid.from_lps(grid.shape, grid.spacing_mm, grid.origin_lps, grid.direction_lps) == grid

@@ -89,11 +89,13 @@ def test_prompts_that_were_used_are_offered_again_after_the_adapters_own(panel):
 
 def test_only_the_last_prompts_are_kept_and_broken_settings_are_none(panel):
     import qt
-    from VLSMSegmenterLib import history
+    from VLSMSegmenterLib import history, words
 
     history.remember([f"prompt {number}" for number in range(30)])
     history.remember(["prompt 3"])
-    assert history.recent()[:3] == ["prompt 3", "prompt 0", "prompt 1"] and len(history.recent()) == history.LONGEST
+    assert (
+        history.recent()[:3] == ["prompt 3", "prompt 0", "prompt 1"] and len(history.recent()) == words.MOST_RECENT
+    )
     for broken in ("{", '{"a": 1}', "[1]"):
         qt.QSettings().setValue(history.KEY, broken)
         assert history.recent() == []

@@ -10,6 +10,7 @@ engines.py       where the engine runs: a process of this machine, or a server e
 findings.py      what is asked for, and what was found
 library.py       the adapters of this computer
 parameters.py    what is chosen, kept in the scene
+choices.py       what can be chosen for a run
 logic.py         all of these together, for Python
 labels.py        volumes with what is labelled in them
 training.py      adapters from these

@@ -64,6 +64,11 @@ class Finding:
     def size(self) -> str:
         return words.size(self.voxels, self.result.voxel_volume_ml, self.grid.shape[0] == 1)
 
+    @property
+    def answer(self) -> str:
+        """The size, or "not found"."""
+        return self.size if self.result.found else "not found"
+
     def mask(self) -> np.ndarray:
         """Return the mask (z, y, x) bool on the whole grid."""
         part = self.result.mask(self.threshold)

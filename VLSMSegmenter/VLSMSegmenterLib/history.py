@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import qt
 
+from VLSMSegmenterLib import words
+
 KEY = "VLSMSegmenter/recentPrompts"
-LONGEST = 20
 
 
 def recent() -> list[str]:
@@ -20,5 +21,4 @@ def recent() -> list[str]:
 
 def remember(prompts: Sequence[str]) -> None:
     """Put prompts before those that are kept; the oldest fall out."""
-    kept = list(dict.fromkeys([*prompts, *recent()]))[:LONGEST]
-    qt.QSettings().setValue(KEY, json.dumps(kept))
+    qt.QSettings().setValue(KEY, json.dumps(words.newest_first(prompts, recent())))

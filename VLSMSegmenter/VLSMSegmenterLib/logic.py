@@ -51,14 +51,20 @@ class SegmenterLogic:
 
     Args:
         engine: where to compute; a process of this machine when None.
+        follow: has a job polled, in the main thread, until it is finished; Qt's event loop does it in Slicer.
 
     Attributes:
         engine: may be changed when no job runs.
         status: what is going on or was last done, in words.
     """
 
-    def __init__(self, engine: LocalEngine | RemoteEngine | None = None):
+    def __init__(
+        self,
+        engine: LocalEngine | RemoteEngine | None = None,
+        follow: Callable[[Job], None] = poll_by_timer,
+    ):
         self.engine = engine or LocalEngine()
+        self._follow = follow
         self.status = ""
         self.job: Job | None = None
         self._findings: dict[tuple[str, str], Finding] = {}  # by the ids of segmentation and segment
@@ -107,7 +113,7 @@ class SegmenterLogic:
         request = Request(tuple(given), adapter, **options)
         job = self._start(volume, segmentation, request, on_done, on_progress)
         if on_done is not None:
-            poll_by_timer(job)
+            self._follow(job)
             return job
         try:
             job.wait(_let_slicer_live)
@@ -128,7 +134,7 @@ class SegmenterLogic:
             return {"adapters": client.adapters(), "bases": client.bases(), "device": client.health()["device"]}
 
         job = Job(work, lambda event: None, on_done, engine.stop)
-        poll_by_timer(job)
+        self._follow(job)
         return job
 
     def cancel(self) -> None:

@@ -1,23 +1,17 @@
 """The module's panel: what is typed and clicked becomes calls of the logic, and its news become words and bars."""
 
-import html
-
 import qt
 import slicer
 import slicer.util
 
 from engine.errors import Cancelled, UserError
-from VLSMSegmenterLib import history, words
+from VLSMSegmenterLib import choices, history, words
 from VLSMSegmenterLib.logic import SegmenterLogic
 from VLSMSegmenterLib.remembered import Remembered
 from VLSMSegmenterLib.setup_section import SetupSection
 from VLSMSegmenterLib.training_section import TrainingSection
-from VLSMSegmenterLib.volumes import modality_of
 from VLSMSegmenterLib.worker import Job
 
-OWN = "the adapter's own"
-PLANES = ("axial", "coronal", "sagittal", "all", "auto")
-WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
 COLUMNS = ("Segment", "Presence", "Size")
 SLIDER_STEPS = 100
 SETTLE_MILLISECONDS = 80  # between a move of the slider and the new segments
@@ -71,9 +65,9 @@ class Panel:
         self._asking = self.logic.ask_engine(self._on_catalog)
 
     def _fill_choices(self) -> None:
-        for box, choices in ((self.ui.planeBox, PLANES), (self.ui.windowBox, WINDOWS)):
-            box.addItem(OWN)
-            box.addItems(list(choices))
+        for box, texts in ((self.ui.planeBox, choices.PLANES), (self.ui.windowBox, choices.WINDOWS)):
+            box.addItem(choices.OWN)
+            box.addItems(list(texts))
         self.ui.table.setHorizontalHeaderLabels(list(COLUMNS))
         self.ui.table.horizontalHeader().setStretchLastSection(True)
         self.ui.table.verticalHeader().setVisible(False)
@@ -119,8 +113,8 @@ class Panel:
         chosen = self.ui.adapterBox.currentText
         self._cards = {card["name"]: card for card in cards}
         for box, first, names in (
-            (self.ui.adapterBox, "none: the base alone", self._cards),
-            (self.ui.baseBox, OWN, bases),
+            (self.ui.adapterBox, choices.NO_ADAPTER, self._cards),
+            (self.ui.baseBox, choices.OWN, bases),
         ):
             box.blockSignals(True)
             box.clear()
@@ -148,7 +142,7 @@ class Panel:
 
     def _show_card(self) -> None:
         card, volume = self._cards.get(self.ui.adapterBox.currentText), self.ui.volumeSelector.currentNode()
-        self.ui.cardLabel.setText(_card_at_a_glance(card, volume))
+        self.ui.cardLabel.setText(choices.card_at_a_glance(card, volume))
 
     def _on_suggestion(self, *chosen) -> None:
         index = self.ui.suggestionBox.currentIndex  # Qt 5 may give the text instead
@@ -195,7 +189,7 @@ class Panel:
         volume, prompts, segmentation = self._target()
         adapter = self.ui.adapterBox.currentText
         options = {
-            name: None if box.currentText in ("", OWN) else box.currentText.strip()
+            name: None if box.currentText in ("", choices.OWN) else box.currentText.strip()
             for name, box in (
                 ("plane", self.ui.planeBox),
                 ("window", self.ui.windowBox),
@@ -292,8 +286,7 @@ class Panel:
         self._items = []  # an item that nobody holds may be deleted
         for row, finding in enumerate(findings):
             segment = self.segmentation.GetSegmentation().GetSegment(finding.segment_id)
-            size = finding.size if finding.result.found else "not found"
-            for column, text in enumerate((segment.GetName(), f"{finding.result.presence:.2f}", size)):
+            for column, text in enumerate((segment.GetName(), f"{finding.result.presence:.2f}", finding.answer)):
                 item = qt.QTableWidgetItem(text)
                 if column == 0:
                     item.setIcon(_swatch(segment.GetColor()))
@@ -331,21 +324,6 @@ class Panel:
     def _say(self, text: str, wrong: bool = False) -> None:
         self.ui.statusLabel.setText(text)
         self.ui.statusLabel.setStyleSheet("color: #c0392b" if wrong else "")
-
-
-def _card_at_a_glance(card: dict | None, volume: "slicer.vtkMRMLScalarVolumeNode | None") -> str:
-    """Return what matters of an adapter's card, as HTML, with a warning where the volume does not fit."""
-    if card is None:
-        return ""
-    lines = [card.get("intended_use"), card.get("data_set")]
-    dice = words.dice(card)
-    measured = f"Dice {dice} on its test split" if dice else "Dice not measured"
-    facts = [card.get("modality") and f"for {card['modality']}", measured, card.get("licence")]
-    lines.append(" · ".join(fact for fact in facts if fact))
-    glance = "<br>".join(html.escape(line) for line in lines if line)
-    kind = (modality_of(volume), volume.IsA("vtkMRMLVectorVolumeNode")) if volume else None
-    warning = words.modality_warning(card.get("modality", ""), *kind) if kind else ""
-    return f'{glance}<br><b style="color: #c0392b">{html.escape(warning)}</b>' if warning else glance
 
 
 def _swatch(color: tuple[float, float, float]):

@@ -232,8 +232,9 @@ def _lies_like(node, volume) -> bool:
 def _put_beside(node, volume) -> None:
     """Put a node into the volume's folder or study."""
     subjects = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume.GetScene())
-    if subjects and (item := subjects.GetItemByDataNode(volume)):
-        subjects.SetItemParent(subjects.GetItemByDataNode(node), subjects.GetItemParent(item))
+    item, own = (subjects.GetItemByDataNode(each) if subjects else 0 for each in (volume, node))
+    if item and own:
+        subjects.SetItemParent(own, subjects.GetItemParent(item))
 
 
 def _follow(node, volume) -> None:

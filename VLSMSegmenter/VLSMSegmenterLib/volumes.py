@@ -1,5 +1,6 @@
 """Volume nodes: voxels and grid as the engine wants them, and volumes made on such a grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,20 @@ class Grid:
     spacing_mm: tuple[float, float, float]
     origin_ras: tuple[float, float, float]
     axes_ras: tuple[float, ...]
+
+    @classmethod
+    def from_lps(
+        cls,
+        shape: Sequence[int],
+        spacing_mm: Sequence[float],
+        origin_mm: Sequence[float],
+        direction: Sequence[float],
+    ) -> "Grid":
+        """Return the grid of voxels that lie as `engine.imaging.volume.Volume` says it."""
+        axes = RAS_TO_LPS @ np.reshape(direction, (3, 3))
+        return cls(
+            tuple(shape), tuple(spacing_mm), tuple((RAS_TO_LPS @ origin_mm).tolist()), tuple(axes.ravel().tolist())
+        )
 
     @property
     def axes(self) -> np.ndarray:
@@ -140,7 +155,8 @@ def box_of(roi: "slicer.vtkMRMLMarkupsROINode", volume: "slicer.vtkMRMLScalarVol
 
 
 def add_volume(values: np.ndarray, grid: Grid, name: str, transform_id: str | None) -> "slicer.vtkMRMLNode":
-    """Add a scalar volume (z, y, x) on a grid to the scene, under a transform."""
-    node = slicer.util.addVolumeFromArray(values, grid.ijk_to_ras, name)
+    """Add a volume, (z, y, x), or (z, y, x, 3) for colours, on a grid to the scene, under a transform."""
+    kind = "vtkMRMLVectorVolumeNode" if values.ndim == 4 else "vtkMRMLScalarVolumeNode"
+    node = slicer.util.addVolumeFromArray(values, grid.ijk_to_ras, name, kind)
     node.SetAndObserveTransformNodeID(transform_id)
     return node

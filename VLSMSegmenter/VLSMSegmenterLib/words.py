@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 SECONDS_A_MINUTE = 60
 ALL_STRUCTURES = "(all)"  # in the metrics of a card
 COLOUR = "RGB"
+MOST_RECENT = 20  # prompts that are remembered
 ALIKE = (  # DICOM's words for images that look alike
     {"CR", "DX", "RG", "RF", "PX"},
     {"US", "IVUS"},
@@ -17,6 +19,11 @@ def split_prompts(text: str) -> list[str]:
     """Return the prompts of a text: one a line, or several with `;` between them; each once."""
     prompts = (" ".join(part.split()) for part in re.split(r"[;\n]", text))
     return list(dict.fromkeys(prompt for prompt in prompts if prompt))
+
+
+def newest_first(prompts: Sequence[str], recent: Sequence[str]) -> list[str]:
+    """Put prompts before those that were used recently; the oldest fall out."""
+    return list(dict.fromkeys([*prompts, *recent]))[:MOST_RECENT]
 
 
 def number(value: float) -> str:

@@ -1,11 +1,15 @@
 """Segment the MNI152 head, and print and draw what was found."""
 
 import argparse
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from engine.cli import progress_bar
+from engine.files import replacing
 from engine.head import HEAD, PUBLISHED, head_folder, published_mask
 from engine.imaging.reading import read_volume
 from engine.metrics import dice
@@ -37,7 +41,18 @@ def run(options: argparse.Namespace) -> None:
         )
     scores = {prompt: published_dice(outputs, prompt) for prompt in PUBLISHED}
     _print_table(report, scores)
-    print(f"look at {outputs.preview}; open {outputs.segments} in 3D Slicer")
+    scan = options.output / "mni152.nii.gz"
+    with replacing(scan) as temporary:
+        shutil.copyfile(head_folder() / HEAD.format("t1"), temporary)
+    print(f"look at {outputs.preview}; open {scan} and {outputs.segments} in 3D Slicer")
+    print(f"in a browser: {_view_command(scan, outputs.segments)}")
+
+
+def _view_command(scan: Path, segments: Path) -> str:
+    """Return the line that shows the result in a browser; `make` sets the viewer up where it is not installed."""
+    if find_spec("trame_slicer") is None:
+        return "make view"
+    return f"python -m engine.view {scan} --segments {segments} --adapter {ADAPTER}"
 
 
 def published_dice(outputs: Outputs, prompt: str) -> float:

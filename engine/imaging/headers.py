@@ -38,6 +38,24 @@ META_NUMBERS += ("ElementSpacing", "ElementSize", "DimSize")
 NRRD_NUMBERS = ("space directions", "space origin", "measurement frame", "spacings", "thicknesses")
 NO_NUMBER = ("none", "nan")  # for an axis of NRRD that is none in space
 LARGEST = 1e18  # of the numbers of a geometry; SimpleITK computes for ever with infinite ones
+NRRD_END, META_END = re.compile(rb"\r?\n\r?\n"), re.compile(rb"ElementDataFile *=[^\n]*(\n|$)")
+
+
+def names_other_files(path: Path) -> bool:
+    """Whether a file is a header that says where its voxels are, which may be anywhere. Its suffix does not tell:
+    the libraries follow any NRRD or MetaImage.
+
+    Raises:
+        UserError: it cannot be read, or its header has no end.
+    """
+    if path.name.lower().endswith((".nrrd", ".nhdr")):
+        head, _ = _head(path, NRRD_END)
+        return re.search(rb"^[ \t]*data ?file[ \t]*:", head, re.IGNORECASE | re.MULTILINE) is not None
+    if path.name.lower().endswith((".mha", ".mhd")):
+        head, _ = _head(path, META_END)
+        places = re.findall(rb"^[ \t]*ElementDataFile[ \t]*=([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
+        return any(place.strip().upper() != b"LOCAL" for place in places)
+    return False
 
 
 def check_nrrd(path: Path) -> None:
@@ -47,7 +65,7 @@ def check_nrrd(path: Path) -> None:
     Raises:
         UserError: it does, or cannot be read.
     """
-    head, start = _head(path, re.compile(rb"\r?\n\r?\n"))
+    head, start = _head(path, NRRD_END)
     lines = head.decode("latin-1").splitlines()
     if not lines or not re.fullmatch(r"NRRD000[1-5]", lines[0]):
         raise _no_header(path, "NRRD")
@@ -72,7 +90,7 @@ def check_nrrd(path: Path) -> None:
 
 def check_metaimage(path: Path) -> None:
     """Refuse a MetaImage for the same reasons (see `check_nrrd`)."""
-    head, start = _head(path, re.compile(rb"ElementDataFile *=[^\n]*(\n|$)"))
+    head, start = _head(path, META_END)
     lines = head.decode("latin-1").splitlines()
     _check_lines(path, lines)
     pairs = [line.split("=", 1) for line in lines if "=" in line]

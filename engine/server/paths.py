@@ -7,12 +7,12 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.imaging.dicom import is_dicom
 from engine.imaging.dicom_archive import is_archive
+from engine.imaging.headers import names_other_files
 from engine.imaging.reading import image_suffix, read_volume, unpacked_bytes
 from engine.imaging.volume import Volume
 from engine.server.refusal import Refusal
 
 FORBIDDEN = "the server may not read files there; send the voxels, or use --allow-path"
-DETACHED = (".nhdr", ".mhd")  # headers that name the file of their voxels, which may lie anywhere
 
 
 def read_allowed(path: str, series: str | None, frame: int | None, allowed: tuple[Path, ...], limit: int) -> Volume:
@@ -36,8 +36,8 @@ def read_allowed(path: str, series: str | None, frame: int | None, allowed: tupl
         raise Refusal(403, "the server reads files and folders, and nothing else")
     if is_archive(meant):
         raise Refusal(403, "the server unpacks no ZIP files; name a folder with the files themselves")
-    if any(file.name.lower().endswith(DETACHED) for file in files):
-        raise Refusal(403, f"the server reads no headers without voxels ({', '.join(DETACHED)}); use .nrrd or .mha")
+    if any(file.is_file() and names_other_files(file) for file in files):
+        raise Refusal(403, "the server reads no headers that name the files of their voxels; save it as one file")
     if sum(file.stat().st_size for file in files if file.is_file()) > limit:
         raise Refusal(413, f"the files are larger than the {limit:,} bytes that the server takes")
     if _unpacked_bytes(files) > limit:

@@ -1,0 +1,28 @@
+"""What can be chosen for a run, in words. Knows no Qt."""
+
+import html
+
+import slicer
+
+from VLSMSegmenterLib import words
+from VLSMSegmenterLib.volumes import modality_of
+
+NO_ADAPTER = "none: the base alone"
+OWN = "the adapter's own"
+PLANES = ("axial", "coronal", "sagittal", "all", "auto")
+WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
+
+
+def card_at_a_glance(card: dict | None, volume: "slicer.vtkMRMLScalarVolumeNode | None") -> str:
+    """Return what matters of an adapter's card, as HTML, with a warning where the volume does not fit."""
+    if card is None:
+        return ""
+    lines = [card.get("intended_use"), card.get("data_set")]
+    dice = words.dice(card)
+    measured = f"Dice {dice} on its test split" if dice else "Dice not measured"
+    facts = [card.get("modality") and f"for {card['modality']}", measured, card.get("licence")]
+    lines.append(" · ".join(fact for fact in facts if fact))
+    glance = "<br>".join(html.escape(line) for line in lines if line)
+    kind = (modality_of(volume), volume.IsA("vtkMRMLVectorVolumeNode")) if volume else None
+    warning = words.modality_warning(card.get("modality", ""), *kind) if kind else ""
+    return f'{glance}<br><b style="color: #c0392b">{html.escape(warning)}</b>' if warning else glance
