@@ -201,7 +201,7 @@ def _draw(path: Path, rows: Sequence[Row], name: str, grows: str, *panels: dict[
             axes.set_xticks([row[name] for row in rows], [f"{row[name]:,}" for row in rows])
             axes.xaxis.minorticks_off()
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=1.1 * max(row[key] for row in rows for key in lines))
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
