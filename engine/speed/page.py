@@ -40,6 +40,7 @@ PLOTS = {
         {"voxels_mib": "voxels", "encodings_mib": "encodings"},
     ),
 }
+WIDE = 5  # a spread of values from which an axis is logarithmic
 GPUS = {"NVIDIA H100 SXM": 989, "NVIDIA RTX 3090": 71}  # 10¹² operations a second in bf16, by their data sheets
 FLOOR_SLICES = 300
 
@@ -64,9 +65,9 @@ def _head(figures: dict) -> list[str]:
         "# Speed",
         "",
         f"Written by `python -m engine.benchmark {figures['arguments']}` on {machine['device']}, "
-        f"{machine['threads']} threads, {machine['memory_gib']} GiB of memory; {versions}. "
+        f"threads: {machine['threads']}, {machine['memory_gib']} GiB of memory; {versions}. "
         f"The machine's load was {machine['load']} at the start and {figures['load_at_the_end']} at the end: above "
-        f"{machine['threads']}, others took part of it.",
+        f"{machine['threads']}, others took part of it, and single points of plots scatter.",
         "Seconds are on the clock. What is compared took turns in one run; a figure is the median of its "
         f"{figures['repeats']} turns, and a point of a plot is a single one. "
         '"Plain" is Hugging Face\'s own forward in fp32, slice by slice and prompt by prompt. The volumes are '
@@ -191,11 +192,17 @@ def _draw(path: Path, rows: Sequence[Row], name: str, grows: str, *panels: dict[
             axes.plot([row[name] for row in rows], [row[key] for row in rows], "o-", label=label, markersize=4)
         axes.set(xlabel=grows, ylabel=unit)
         if unit == "seconds":
-            axes.set(xscale="log", yscale="log")
+            values = [row[key] for row in rows for key in lines]
+            axes.set_xscale("log")
+            if max(values) > WIDE * min(values):
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0, top=1.1 * max(values))
             axes.set_xticks([row[name] for row in rows], [f"{row[name]:,}" for row in rows])
             axes.xaxis.minorticks_off()
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=1.1 * max(row[key] for row in rows for key in lines))
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
         axes.spines[["top", "right"]].set_visible(False)

@@ -23,12 +23,12 @@ class PlainForward:
         self.network: CLIPSegForImageSegmentation = base.load_network().to(device)
 
     @torch.inference_mode()
-    def segment(self, volume: Volume, prompt: str, slices: int | None = None) -> np.ndarray:
-        """Return probabilities (z, y, x) float32 of axial slices, the first `slices` or all, percentiles window."""
+    def segment(self, volume: Volume, prompt: str) -> np.ndarray:
+        """Return probabilities (z, y, x) float32 of axial slices, percentiles window."""
         low, high = intensity_range(volume)
         tokens = encode_prompts(self.tokenizer, [prompt]).to(self.device)
         results = []
-        for voxels in volume.voxels[:slices]:
+        for voxels in volume.voxels:
             unit = ((torch.from_numpy(voxels).to(self.device).float() - low) / (high - low)).clamp(0, 1)
             pixel_values = to_pixel_values(unit[None], self.base.side, self.base.mean, self.base.std)
             logits = self.network(pixel_values=pixel_values, input_ids=tokens).logits

@@ -57,33 +57,31 @@ def over_slices(segmenter: Segmenter, plain: PlainForward, counts: Sequence[int]
     for count in counts:
         volume = random_volume(count)
         _forget(segmenter)
-        run = min(count, PLAIN_SLICES)
-        plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), segmenter.device)  # noqa: B023
+        plain_seconds = _plain_seconds(plain, count)
         with peak_memory(segmenter.device) as peak_mib:
             encode = seconds_of(lambda: _set_volume(segmenter, volume), segmenter.device)  # noqa: B023
             prompt = seconds_of(lambda: segmenter.segment(PROMPTS[1]), segmenter.device)
             row = {"encode_seconds": encode, "prompt_seconds": prompt, "peak_mib": peak_mib()}
-        rows.append({"slices": count, "plain_seconds": plain_seconds * count / run} | row)
+        rows.append({"slices": count, "plain_seconds": plain_seconds} | row)
     return rows
 
 
 def over_prompts(segmenter: Segmenter, plain: PlainForward, slices: int, counts: Sequence[int]) -> list[Row]:
     """Return the seconds of one volume with growing numbers of prompts, each run anew from the volume on."""
     volume, rows = random_volume(slices), []
-    run = min(slices, PLAIN_SLICES)
-    plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), segmenter.device) * slices / run
-    for count in counts:
+    plain_seconds = _plain_seconds(plain, slices)
+
+    def answer(count: int) -> None:
         _forget(segmenter)
+        _set_volume(segmenter, volume)
+        for number in range(count):
+            segmenter.segment(f"{PROMPTS[number % len(PROMPTS)]} {number}")
 
-        def answer(count: int = count) -> None:
-            _set_volume(segmenter, volume)
-            for number in range(count):
-                segmenter.segment(f"{PROMPTS[number % len(PROMPTS)]} {number}")
-
-        with peak_memory(segmenter.device) as peak_mib:
-            seconds = seconds_of(answer, segmenter.device)
-            rows.append({"prompts": count, "seconds": seconds, "peak_mib": peak_mib()})
-        rows[-1]["plain_seconds"] = plain_seconds * count
+    with peak_memory(segmenter.device) as peak_mib:
+        for count in counts:
+            seconds = seconds_of(lambda: answer(count), segmenter.device)  # noqa: B023
+            row = {"prompts": count, "plain_seconds": plain_seconds * count, "seconds": seconds}
+            rows.append(row | {"peak_mib": peak_mib()})
     return rows
 
 
@@ -96,8 +94,7 @@ def over_adapters(
         settings: of each `Segmenter`.
     """
     volume = random_volume(slices)
-    run = min(slices, PLAIN_SLICES)
-    plain_seconds = seconds_of(lambda: plain.segment(volume, PROMPTS[0], run), plain.device) * slices / run
+    plain_seconds = _plain_seconds(plain, slices)
     rows, warm = [], []
     load = encode = prompt = 0.0
     before = psutil.Process().memory_info().rss
@@ -162,6 +159,12 @@ def _shares(work: Callable[[], None], device: torch.device) -> list[Row]:
     whole = sum(spent.values())
     largest = sorted(spent, key=spent.get, reverse=True)[:OPERATIONS_SHOWN]
     return [{"operation": name, "share": spent[name] / whole} for name in largest]
+
+
+def _plain_seconds(plain: PlainForward, slices: int) -> float:
+    """Return the seconds of the plain way for a prompt, from at most `PLAIN_SLICES` of the slices."""
+    few = random_volume(min(slices, PLAIN_SLICES))
+    return seconds_of(lambda: plain.segment(few, PROMPTS[0]), plain.device) * slices / len(few.voxels)
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> float:
