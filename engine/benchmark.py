@@ -2,150 +2,20 @@
 measure training, and how time and memory grow, and write a page about it."""
 
 import argparse
-import json
-import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from rich.console import Console
-from rich.table import Table
-
-from engine.bases import Base, open_base
+from engine.choices import DEVICES, PRECISIONS
 from engine.cli import run
-from engine.devices import DEVICES, PRECISIONS, choose_device
 from engine.errors import UserError
-from engine.files import check_output, write_text
-from engine.segmenter import DEFAULT_BASE, Segmenter
-from engine.speed import segmenting, training
-from engine.speed.clock import machine
-from engine.speed.inputs import draw_pictures, full_size_base, random_adapter
-from engine.speed.page import PAGE, write_page
-from engine.speed.plain import PlainForward
-
-FULL_SIZE = "full size, random weights"
-FIGURES = "benchmark.json"
-METHODS = ("dense", "shallow")
-GROWTH_SLICES = 24  # where something else than slices grows
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured with --all."""
-
-    bases: tuple[str, ...] = (DEFAULT_BASE, FULL_SIZE)
-    slices: tuple[int, ...] = (30, 100, 300, 1000, 3000)
-    prompts: tuple[int, ...] = (1, 3, 10, 30, 100)
-    adapters: tuple[int, ...] = (1, 2, 5, 10, 20)
-    volumes: tuple[int, ...] = (1, 2, 5, 10, 20)
-    training_batch: int = 4
-
-
-QUICK = Sizes((DEFAULT_BASE,), (4, 12), (1, 3), (1, 2), (1, 2), 2)
 
 
 def main() -> None:
     options = _parser().parse_args()
     if options.all and not options.output:
         raise UserError("--all writes a page with plots; name its folder with -o FOLDER")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        for name in (PAGE, FIGURES):
-            check_output(options.output / name, options.overwrite)
-    sizes = QUICK if options.quick else Sizes()
-    bases = (options.base,) if options.base else sizes.bases if options.all else (FULL_SIZE,)
-    with tempfile.TemporaryDirectory() as name:
-        figures = _measure(Path(name), bases, sizes, options)
-    if options.output:
-        write_text(options.output / FIGURES, json.dumps(_rounded(figures), indent=1) + "\n")
-        write_page(options.output, figures)
-        print(f"wrote {options.output / PAGE} and {options.output / FIGURES}")
-    else:
-        print(json.dumps(_rounded(figures)))
+    from engine.commands import benchmark  # takes seconds: PyTorch and more
 
-
-def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argparse.Namespace) -> dict:
-    device = choose_device(options.device)
-    figures = {"machine": machine(device), "arguments": _arguments(options), "repeats": options.repeats}
-    bases = {name: _open_base(name, folder) for name in names}
-    figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
-    if options.all:
-        figures["growth_base"] = names[0]
-        figures |= _grow(folder, bases[names[0]], sizes, options)
-        pictures = draw_pictures(folder / "pictures", sizes.training_batch)
-        figures["training"] = [
-            _told(
-                {"base": name}
-                | training.compare(
-                    base, pictures, folder / "runs", method, sizes.training_batch, options.repeats, device
-                )
-            )
-            for name, base in bases.items()
-            for method in METHODS
-        ]
-    return figures | {"load_at_the_end": round(psutil.getloadavg()[0], 1)}
-
-
-def _open_base(name: str, folder: Path) -> Base:
-    return open_base(str(full_size_base(folder / "full")) if name == FULL_SIZE else name)
-
-
-def _compare(name: str, base: Base, options: argparse.Namespace) -> dict:
-    segmenter, plain = _ways(base, options)
-    return _told(
-        {
-            "base": name,
-            "precision": str(segmenter.model.dtype).removeprefix("torch."),
-            "encoder_gflop": segmenting.encoder_gflop(segmenter),
-            **segmenting.compare(segmenter, plain, options.slices, options.repeats),
-        }
-    )
-
-
-def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -> dict:
-    segmenter, plain = _ways(base, options)
-    slices = min(GROWTH_SLICES, max(sizes.slices))
-    folders = [random_adapter(folder / f"adapter-{n}", base, METHODS[n % 2], n) for n in range(max(sizes.adapters))]
-    settings = {"device": options.device, "precision": options.precision}
-    growth = {
-        "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
-        "prompts": segmenting.over_prompts(segmenter, plain, slices, sizes.prompts),
-        "volumes": segmenting.over_volumes(segmenter, slices, sizes.volumes),
-        "adapters": segmenting.over_adapters(folders, settings, plain, slices, sizes.adapters),
-    }
-    for rows in growth.values():
-        for row in rows:
-            _told(row)
-    return {"growth": growth, "profile": segmenting.where_the_time_goes(segmenter, slices)}
-
-
-def _ways(base: Base, options: argparse.Namespace) -> tuple[Segmenter, PlainForward]:
-    segmenter = Segmenter(base=str(base.folder), device=options.device, precision=options.precision)
-    return segmenter, PlainForward(base, segmenter.device)
-
-
-def _told(figures: dict) -> dict:
-    """Show figures as a table on standard error, and return them."""
-    table = Table("what", "value")
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console(file=sys.stderr).print(table)
-    return figures
-
-
-def _rounded(figures: object) -> object:
-    if isinstance(figures, dict):
-        return {name: _rounded(value) for name, value in figures.items()}
-    if isinstance(figures, list):
-        return [_rounded(value) for value in figures]
-    return float(f"{figures:.4g}") if isinstance(figures, float) else figures
-
-
-def _arguments(options: argparse.Namespace) -> str:
-    words = ["--all"] * options.all + ["--quick"] * options.quick
-    given = {"device": options.device, "precision": options.precision}
-    return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value != "auto")])
+    benchmark.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,7 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", choices=("auto", *PRECISIONS))
     add("--all", action="store_true", help="also training, and growing slices, prompts, adapters and volumes")
     add("--quick", action="store_true", help="with --all: little of everything, to see that it runs")
-    add("-o", "--output", type=Path, metavar="FOLDER", help=f"for {PAGE}, plots and {FIGURES}; needed by --all")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="for a page with plots, and all figures; needed by --all",
+    )
     add("--overwrite", action="store_true", help="replace what is there")
     return parser
 

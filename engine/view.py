@@ -1,25 +1,54 @@
-"""Work in a browser: the Slicer module's views and prompts in a page, without Slicer itself.
+"""Segment scans by text prompts in a browser. Prints the address of the page, with a token; Ctrl-C ends it all.
 
-The page is the package `viewer` of this repository, which stands on the engine as the Slicer module does. This
-command only starts it.
-"""
+The page is the package `viewer` beside the Slicer module, with which it shares all but its looks."""
 
-import runpy
+import argparse
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from engine.cli import run
 from engine.errors import UserError
 from engine.launching import ROOT
 
+MODULE = ROOT / "VLSMSegmenter"  # where Slicer would find the module's library
+
 
 def main() -> None:
+    options = _parser().parse_args()
+    for path in filter(None, (options.file, options.segments)):
+        if not path.exists():
+            raise UserError(f"{path} is not there")
     if find_spec("trame_slicer") is None:
         raise UserError("the viewer needs trame-slicer; run: make view, or pip install --editable '.[viewer]'")
-    if not (ROOT / "viewer").is_dir():
-        raise UserError(f"the viewer is not beside {ROOT / 'engine'}; use the repository, or install it --editable")
-    sys.path.insert(0, str(ROOT))
-    runpy.run_module("viewer", run_name="__main__")
+    if not (MODULE / "viewer").is_dir():
+        raise UserError(f"the viewer is not in {MODULE}; use the repository, or install it --editable")
+    sys.path.insert(0, str(MODULE))
+    from viewer import command
+
+    command.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.view", description=__doc__)
+    add = parser.add_argument
+    add(
+        "file",
+        type=Path,
+        nargs="?",
+        help="a scan that each page opens: an image, DICOM, a folder or a ZIP file of it",
+    )
+    add("--segments", type=Path, help="a .seg.nrrd file with segments of that scan")
+    add("--series", help="which series of a folder: its number, UID or a part of its description")
+    add("--frame", type=int, help="which volume of a series or a file with several, from 0")
+    add("--adapter", help="which is chosen at first (default: the first)")
+    add("--port", type=int, default=0, help="default: any that is free; only this machine can reach it")
+    add("--device", default="auto", help="of the engine: auto, cuda, mps or cpu")
+    add("--allow-download", action="store_true", help="fetch the public base when an adapter needs it")
+    add("--server", metavar="URL", help="an engine that runs elsewhere; its token is taken from VLSM_TOKEN")
+    add("--sessions", type=int, default=10, help="how many pages may be open at once (default: 10)")
+    add("--no-browser", dest="browser", action="store_false", help="only print the address")
+    return parser
 
 
 if __name__ == "__main__":

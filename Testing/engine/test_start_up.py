@@ -27,9 +27,7 @@ HEAVY = {
     "transformers",
 }
 COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "engine").glob("*.py")
-    if '__name__ == "__main__"' in path.read_text("utf-8") and not path.stem.startswith("benchmark")
+    path.stem for path in (ROOT / "engine").glob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")
 )
 # runs a command as `python -m` does, and says at its end which of these packages it loaded
 WATCHED = """

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.errors import UserError
-from engine.launching import Server
-from engine.serve import TOKEN_VARIABLE
-from viewer import ROOT
+from engine.launching import ROOT, Server
+from engine.server.token import TOKEN_VARIABLE
+from viewer import MODULE
 
 START_SECONDS = 120.0  # loading Slicer's libraries from a cold disk takes long
 WATCH_SECONDS = 0.5
@@ -117,7 +117,7 @@ class SessionProcess:
             UserError: it does not start.
         """
         key, log = self._path("key"), self._path("log")
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        paths = os.pathsep.join(filter(None, [str(MODULE), str(ROOT), os.environ.get("PYTHONPATH")]))
         key.write_text(self.secret)
         with log.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(

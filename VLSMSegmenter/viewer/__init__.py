@@ -1,8 +1,9 @@
 """The browser viewer: the Slicer module's work in a page, on Slicer's own rendering (trame-slicer).
 
-Imports the module's parts that know no Qt, and the client's side of the engine; nothing imports it.
+Imports the module's parts that know no Qt, and the client's side of the engine. `engine.view` starts it; nothing
+else imports it.
 
-__main__.py   the command: an engine for all, and the door
+command.py    starts an engine for all, and the door
 door.py       one address for everybody: starts sessions, and hands on what pages and sessions say
 processes.py  a session as a process of its own, and the engine that they share
 session.py    what runs in such a process: a scene, the logic, a page
@@ -13,10 +14,6 @@ page.py       what the page shows
 static/       its script and its looks
 """
 
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULE = ROOT / "VLSMSegmenter"  # where Slicer would find VLSMSegmenterLib
-if str(MODULE) not in sys.path:
-    sys.path.insert(0, str(MODULE))
+MODULE = Path(__file__).resolve().parent.parent  # with the module's library
