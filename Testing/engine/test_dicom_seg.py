@@ -411,6 +411,7 @@ VALID = {
     "a prompt in other letters": ({}, ["ведро\\печень " * 5]),
     "nothing found": ({"PixelData": bytes(240)}, ["liver", "polyp"]),
     "missing attributes": (NAMELESS, ["liver"]),
+    "no slice thickness": ({"SliceThickness": None}, ["liver"]),
     "tilted": (UNEVEN["tilted"], ["liver"]),
     "a slice is missing": (UNEVEN["a slice is missing"], ["liver"]),
 }

@@ -119,7 +119,7 @@ def test_a_study_of_a_server_is_a_folder_for_each_series(orthanc, tmp_path):
 
 def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeypatch, capsys, tiny_adapter):
     study = generate_uid()
-    place = {"StudyInstanceUID": study, "FrameOfReferenceUID": generate_uid(), "SliceThickness": 2}
+    place = {"StudyInstanceUID": study, "FrameOfReferenceUID": generate_uid()}
     put_series(orthanc, tmp_path / "series", **place)
     service, out = f"{orthanc}/dicom-web", tmp_path / "out.dcm"
     arguments = (f"{service}/studies/{study}", "-p", "brain", "-a", tiny_adapter, "--threshold", 0.1, "-o", out)

@@ -86,7 +86,7 @@ def _segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> py
     described = [_described(place, segments[number]) for place, number in enumerate(kept, start=1)]
     pixels = np.stack([frames[number] for number in kept], axis=-1)
     try:
-        _complete(headers)
+        _complete(headers, volume.spacing_mm[2])
         segmentation = highdicom.seg.Segmentation(
             source_images=headers,
             pixel_array=pixels,
@@ -184,9 +184,9 @@ def _places(headers: list[pydicom.Dataset], volume: Volume) -> list[pydicom.Data
     return places
 
 
-def _complete(headers: list[pydicom.Dataset]) -> None:
-    """Give the headers what highdicom expects: what may be empty, no frame of reference without a place in it, and
-    one orientation, of which the reader has seen that all slices share it but for rounding."""
+def _complete(headers: list[pydicom.Dataset], thickness_mm: float) -> None:
+    """Give the headers what highdicom expects: what may be empty, a thickness, no frame of reference without a place
+    in it, and one orientation, of which the reader has seen that all slices share it but for rounding."""
     for header in headers:
         for name in MAY_BE_EMPTY:
             if name not in header:
@@ -195,6 +195,7 @@ def _complete(headers: list[pydicom.Dataset]) -> None:
             shared, frame = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
             shared.update({name: frame[name] for name in SHARED_BY_FRAMES if name in frame})
         elif "ImagePositionPatient" in header:
+            header.SliceThickness = header.get("SliceThickness") or f"{thickness_mm:.6g}"
             header.ImageOrientationPatient = headers[0].ImageOrientationPatient
         else:
             header.pop("FrameOfReferenceUID", None)
