@@ -185,8 +185,8 @@ def _places(headers: list[pydicom.Dataset], volume: Volume) -> list[pydicom.Data
 
 
 def _complete(headers: list[pydicom.Dataset], thickness_mm: float) -> None:
-    """Give the headers what highdicom expects: what may be empty, a thickness, no frame of reference without a place
-    in it, and one orientation, of which the reader has seen that all slices share it but for rounding."""
+    """Give the headers what highdicom expects: what may be empty, a thickness, no frame of reference without a
+    place in it, and one orientation, of which the reader has seen that all slices share it but for rounding."""
     for header in headers:
         for name in MAY_BE_EMPTY:
             if name not in header:
