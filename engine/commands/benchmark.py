@@ -63,10 +63,11 @@ def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argpar
     device = choose_device(options.device)
     figures = {"machine": machine(device), "arguments": _arguments(options), "repeats": options.repeats}
     bases = {name: _open_base(name, folder) for name in names}
-    figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
-    if options.all:
+    if options.all:  # growth first: what large works leave with the process hides the memory of small ones
         figures["growth_base"] = names[0]
         figures |= _grow(folder, bases[names[0]], sizes, options)
+    figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
+    if options.all:
         pictures = draw_pictures(folder / "pictures", sizes.training_batch)
         figures["training"] = [
             _told(
@@ -103,10 +104,10 @@ def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -
     folders = [random_adapter(folder / f"adapter-{n}", base, METHODS[n % 2], n) for n in range(max(sizes.adapters))]
     settings = {"device": options.device, "precision": options.precision}
     growth = {
-        "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
         "prompts": segmenting.over_prompts(segmenter, plain, slices, sizes.prompts),
         "volumes": segmenting.over_volumes(segmenter, slices, sizes.volumes),
         "adapters": segmenting.over_adapters(folders, settings, plain, slices, sizes.adapters),
+        "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
     }
     for rows in growth.values():
         for row in rows:

@@ -71,7 +71,8 @@ def _head(figures: dict) -> list[str]:
         "Seconds are on the clock. What is compared took turns in one run; a figure is the median of its "
         f"{figures['repeats']} turns, and a point of a plot is a single one. "
         '"Plain" is Hugging Face\'s own forward in fp32, slice by slice and prompt by prompt. The volumes are '
-        "random blocks, in which a model finds little: few voxels decide the Dice.",
+        "random blocks, in which a model finds little: few voxels decide the Dice. "
+        "A peak of memory counts what is taken beside that which earlier work left with the process; 0 is no more.",
         "",
     ]
 
@@ -201,7 +202,7 @@ def _draw(path: Path, rows: Sequence[Row], name: str, grows: str, *panels: dict[
             axes.set_xticks([row[name] for row in rows], [f"{row[name]:,}" for row in rows])
             axes.xaxis.minorticks_off()
         else:
-            axes.set_ylim(bottom=0, top=1.1 * max(row[key] for row in rows for key in lines))
+            axes.set_ylim(bottom=0, top=1.1 * max(row[key] for row in rows for key in lines) or 1)
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
