@@ -41,12 +41,6 @@ def orient(array: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
     return np.flip(np.moveaxis(array, order, (0, 1, 2)), flips)
 
 
-def restore(stack: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
-    """Undo `orient`: return the view (z, y, x[, 3]) of a stack of slices."""
-    order, flips = _axes(volume, plane)
-    return np.moveaxis(np.flip(stack, flips), (0, 1, 2), order)
-
-
 def take_slices(stack: np.ndarray, positions: Sequence[int], channels: str) -> np.ndarray:
     """Return slices of a stack as a model sees them: (n, rows, columns[, 3]); see `with_neighbours` for "2.5d"."""
     return with_neighbours(stack, positions) if channels == NEIGHBOURS else stack[positions]
