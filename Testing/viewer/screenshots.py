@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.head import HEAD, head_folder
 
-PROMPTS = "white matter; cerebellum; polyp"
+PROMPTS = "grey matter; white matter; polyp"
 SETTLE_MILLISECONDS = 4000  # until surfaces are made and all views are drawn at full quality
 COLORS = 256  # make a picture half as large, and are not missed
 
