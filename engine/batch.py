@@ -13,6 +13,7 @@ from engine.segmenter import Segmenter
 from engine.studies import is_done, was_begun
 
 ALL_FRAMES = "all"
+FRAME_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,15 @@ def end_of(study: Study, work: Callable[[], None]) -> End:
     return End(study.name, "failed" if reason else "done", " ".join(reason.split()))
 
 
-def to_do(segmenter: Segmenter, study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
+def to_do(segmenter: Segmenter, study: Study, order: Order, source: str) -> list[tuple[Volume, Outputs]]:
     """Read a study's volume, or all its frames, and return those that are still to be segmented with their outputs.
+
+    Args:
+        source: the fingerprint of its scan (see `Order.source_of`).
 
     Raises:
         UserError: the scan cannot be read, or an output must not be written.
     """
-    source = order.source_of(study)
     if order.resume and is_done(study.outputs, segmenter, order.request, source):
         return []
     frames = [
@@ -110,8 +113,7 @@ def segmentations_of(study: Study, order: Order) -> list[Path]:
     path = study.outputs.segments
     if order.frame != ALL_FRAMES:
         return [path]
-    stem, dot, rest = path.name.partition(".")
-    return sorted(path.parent.glob(f"{glob.escape(stem)}_frame[0-9][0-9][0-9][0-9]{dot}{rest}"))
+    return sorted(path.parent.glob(_of_frame(glob.escape(path.name), "[0-9]" * FRAME_DIGITS)))
 
 
 def let_go(segmenter: Segmenter) -> None:
@@ -143,13 +145,16 @@ def _frames(study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
     if order.frame != ALL_FRAMES:
         return [(read_volume(study.path, order.series, order.frame, order.resample), study.outputs)]
     return [
-        (volume, Outputs(**{key: _numbered(name, number) for key, name in vars(study.outputs).items()}))
+        (volume, Outputs(**{key: _numbered(path, number) for key, path in vars(study.outputs).items()}))
         for number, volume in enumerate(read_frames(study.path, order.series, order.resample))
     ]
 
 
 def _numbered(path: Path | None, number: int) -> Path | None:
-    if path is None:
-        return None
-    stem = path.name.split(".")[0]
-    return path.with_name(f"{stem}_frame{number:04d}{path.name[len(stem) :]}")
+    return path and path.with_name(_of_frame(path.name, f"{number:0{FRAME_DIGITS}d}"))
+
+
+def _of_frame(name: str, number: str) -> str:
+    """Return a file's name with a frame's number before its suffixes."""
+    stem, dot, suffixes = name.partition(".")
+    return f"{stem}_frame{number}{dot}{suffixes}"

@@ -122,8 +122,9 @@ class Worker:
         return end_of(study, lambda: self._segment(study, order))
 
     def _segment(self, study: Study, order: Order) -> None:
-        for volume, outputs in to_do(self._segmenter, study, order):
-            segment_study(self._segmenter, volume, order.request, outputs, source=order.source_of(study))
+        source = order.source_of(study)
+        for volume, outputs in to_do(self._segmenter, study, order, source):
+            segment_study(self._segmenter, volume, order.request, outputs, source=source)
             let_go(self._segmenter)
 
 

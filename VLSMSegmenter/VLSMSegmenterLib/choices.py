@@ -4,12 +4,13 @@ import html
 
 import slicer
 
+from engine.imaging import planes
 from VLSMSegmenterLib import words
 from VLSMSegmenterLib.volumes import modality_of
 
 NO_ADAPTER = "none: the base alone"
 OWN = "the adapter's own"
-PLANES = ("axial", "coronal", "sagittal", "all", "auto")
+PLANES = (*planes.PLANES, planes.ALL_PLANES, "auto")
 WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
 
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-import tempfile
 import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from VLSMSegmenterLib.volumes import grid_of
 
 from engine import __version__
 from engine.errors import UserError
+from engine.files import scratch_folder
 from engine.imaging import dicom_archive
 from engine.imaging.headers import names_other_files
 from engine.imaging.reading import read_volume
@@ -143,9 +143,9 @@ def written(kind: str, stem: str, segments: list[Segment], volume: Volume) -> tu
     Raises:
         UserError: the format cannot hold them.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         if kind != ".nii.gz" or len(segments) == 1:
-            path = Path(folder) / f"{stem}{kind}"
+            path = folder / f"{stem}{kind}"
             try:
                 write_segments(path, segments, volume)
             except UserError as error:
@@ -154,7 +154,7 @@ def written(kind: str, stem: str, segments: list[Segment], volume: Volume) -> tu
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             for number, segment in enumerate(segments, start=1):
-                path = Path(folder) / f"{stem}-{number}-{_file_name(segment.name)}{kind}"
+                path = folder / f"{stem}-{number}-{_file_name(segment.name)}{kind}"
                 write_segments(path, [segment], volume)
                 archive.write(path, path.name)
         return f"{stem}-nifti.zip", packed.getvalue()

@@ -116,7 +116,8 @@ def _on_cluster(options: argparse.Namespace, studies: list[Study], order: Order)
 
 def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
     """Segment one study, or each frame of it, and show how far it is and what was found."""
-    frames = to_do(segmenter, study, order)
+    source = order.source_of(study)
+    frames = to_do(segmenter, study, order, source)
     if not frames:
         print("done before")
     for volume, outputs in frames:
@@ -127,7 +128,7 @@ def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
                 order.request,
                 outputs,
                 lambda step, done, total: update(done, description=step, total=total),
-                order.source_of(study),
+                source,
             )
         let_go(segmenter)
         _print_report(report)
