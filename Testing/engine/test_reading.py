@@ -11,6 +11,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from conftest import write_series
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from engine.errors import UserError
 from engine.imaging.dicom import list_series
@@ -282,6 +284,15 @@ def test_odd_dicom_files_are_read_or_refused_but_never_crash(shared_data):
 )
 def test_windows(volume, window, expected):
     assert intensity_range(volume, window) == pytest.approx(expected)
+
+
+@given(st.sampled_from(["u1", "i1", "<u2", ">i2", "<i4", "<f4"]), st.integers(2, 40), st.integers(0, 1000))
+def test_percentiles_are_numpys_for_every_kind_of_voxel(dtype, count, seed):
+    values = np.random.default_rng(seed).integers(0, 100, (2, count, 3)).astype(dtype)
+    above = values[values > values.min()]
+    expected = np.percentile(above, (0.5, 99.5)) if len(above) else (0, 0)
+    assume(expected[0] < expected[1])
+    assert intensity_range(Volume(values), "percentiles") == pytest.approx(tuple(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(
