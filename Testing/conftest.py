@@ -198,11 +198,19 @@ def small_clip_config(tokenizer, residual: bool) -> dict:
     return {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
-def make_adapter(folder: Path, base_folder: Path, method: str = "dense", placement: str = "VL", **card) -> Path:
+def make_adapter(
+    folder: Path, base_folder: Path, method: str = "dense", placement: str = "VL", noise: float = 0, **card
+) -> Path:
+    """Make an adapter as training finds it at its start, or with noise on its weights, which makes others."""
     base = bases.open_base(str(base_folder))
     torch.manual_seed(3)
     hidden_size = METHODS[method].hidden_size
+    if placement not in METHODS[method].placements:
+        placement = METHODS[method].placements[0]
     trained = build_model(method, base.load_network(), placement, hidden_size).trained
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight += noise * torch.randn_like(weight)
     values = {"prompts": ["brain"], "presence_threshold": 0.0} | card
     described = AdapterCard(
         name=folder.name,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -181,6 +182,16 @@ def hash_weights(path: Path) -> str:
     Raises:
         UserError: the file is truncated or not safetensors.
     """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); get it again") from error
+    return _hash_weights(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _hash_weights(path: Path, modified_ns: int, size: int) -> str:
+    """Hash a file once, as long as it stays the same."""
     digest = hashlib.sha256()
     try:
         with safe_open(path, framework="pt") as file:

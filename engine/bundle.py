@@ -160,11 +160,14 @@ def read_card(folder: Path) -> AdapterCard:
     return card
 
 
-def load_model(base: "Base", folder: Path | None = None, card: AdapterCard | None = None) -> "PromptedNet":
-    """Load a base, with the adapter of a bundle where one is given, in fp32 and ready for inference.
+def load_model(
+    base: "Base", folder: Path | None = None, card: AdapterCard | None = None, network: "nn.Module | None" = None
+) -> "PromptedNet":
+    """Load a base, with the adapter of a bundle where one is given, in evaluation mode.
 
     Args:
         folder, card: the bundle and what `read_card` read from it.
+        network: the base's, which the model takes over; loaded in fp32 when None.
 
     Raises:
         UserError: the bundle is damaged, its method is unknown, or it belongs to another base.
@@ -177,7 +180,7 @@ def load_model(base: "Base", folder: Path | None = None, card: AdapterCard | Non
     if folder is None and base.kind != "clipseg":
         raise UserError(f"the base '{base.name}' is a CLIP, which segments nothing by itself; give an adapter")
     if folder is None:
-        return CLIPSeg(base.load_network()).eval()
+        return CLIPSeg(network or base.load_network()).eval()
     check_base(card, base)
     path = weights_of(folder, card)
     if card.method not in METHODS:
@@ -185,7 +188,7 @@ def load_model(base: "Base", folder: Path | None = None, card: AdapterCard | Non
     if card.hidden_size * LEAST_BYTES > path.stat().st_size:
         raise UserError(f"{path} is too small for the width {card.hidden_size} of its card; get the adapter again")
     try:
-        model = build_model(card.method, base.load_network(), card.placement, card.hidden_size)
+        model = build_model(card.method, network or base.load_network(), card.placement, card.hidden_size)
         model.trained.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:REASON_SHOWN]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import numpy as np
 from torch import Tensor
@@ -11,28 +12,29 @@ from engine.imaging.volume import Volume
 DEFAULT_BYTES = 2 << 30
 
 
-def volume_key(volume: Volume, *settings: object) -> str:
-    """Return a hash of a volume's voxels and geometry, and of all further settings that change the result."""
+def volume_key(volume: Volume) -> str:
+    """Return a hash of a volume's voxels and geometry."""
     digest = hashlib.blake2b(digest_size=16)
     geometry = (volume.voxels.shape, volume.voxels.dtype.str, volume.spacing_mm, volume.origin_mm, volume.direction)
-    digest.update(repr((geometry, settings)).encode())
+    digest.update(repr(geometry).encode())
     digest.update(np.ascontiguousarray(volume.voxels).data)
     return digest.hexdigest()
 
 
 class EncodingCache:
-    """Encoded slices by key; the longest unused are dropped when they take more than `limit_bytes`."""
+    """Encoded slices by all that they depend on; the longest unused are dropped when they take more than
+    `limit_bytes`."""
 
     def __init__(self, limit_bytes: int = DEFAULT_BYTES):
         self._limit_bytes = limit_bytes
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def get(self, key: str) -> Tensor | None:
+    def get(self, key: Hashable) -> Tensor | None:
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: str, maps: Tensor) -> None:
+    def put(self, key: Hashable, maps: Tensor) -> None:
         self._entries[key] = maps
         while len(self._entries) > 1 and self.nbytes > self._limit_bytes:
             self._entries.popitem(last=False)

@@ -9,9 +9,9 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 from engine.bases import open_base
 from engine.model.adapter import BaseShape
 from engine.model.clipseg import CLIPSeg
+from engine.model.faster import fold_activations, pack_for_cpu
 from engine.model.initialise import new_network
 from engine.model.methods import build_adapter
-from engine.model.on_cpu import prepare_for_cpu
 from engine.prompts import encode_prompts
 
 FULL_SIZE = BaseShape(vision_size=768, text_size=512, condition_size=512, extract_layers=(3, 6, 9))
@@ -98,7 +98,8 @@ def test_a_net_that_is_prepared_for_the_cpu_gives_what_it_gave(network, inputs, 
             weight.normal_(std=0.1)  # no update is zero, as LoRA's is at the start
         expected = [net.encode_images(pixel_values), net.encode_prompts(input_ids)]
         expected.append(net.decode(*expected))
-        prepare_for_cpu(net.to(dtype))
+        fold_activations(net)
+        pack_for_cpu(net.to(dtype))
         ours = [net.encode_images(pixel_values.to(dtype)), net.encode_prompts(input_ids)]
         ours.append(net.decode(*ours))
     assert net.vision.encoder.layers[0].mlp.fc1.weight is None  # or nothing was prepared

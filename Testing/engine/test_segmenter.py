@@ -15,6 +15,7 @@ from engine.imaging.volume import Volume
 from engine.pixels import to_pixel_values
 from engine.prompts import encode_prompts
 from engine.segmenter import Segmenter
+from engine.transfers import Transfers
 
 SHAPE = (6, 20, 24)
 
@@ -32,28 +33,35 @@ def segmenter(tiny_base) -> Segmenter:
     return Segmenter(base=str(tiny_base), device="cpu", precision="fp32")
 
 
-def test_without_an_adapter_the_probabilities_are_hugging_faces(segmenter, volume, tiny_base):
-    segmenter.set_volume(volume, plane="axial", window="percentiles")
-    ours = segmenter.segment("brain").probability
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1, -1, 1]), np.diag([1, -1, -1]), np.eye(3)[[2, 0, 1]]])
+@pytest.mark.parametrize("plane", PLANES)
+def test_without_an_adapter_the_probabilities_are_hugging_faces(segmenter, tiny_base, plane, direction):
+    voxels = np.random.default_rng(0).normal(100, 10, (7, 8, 9)).astype(np.float32)
+    volume = Volume(voxels, direction=tuple(direction.ravel()))
+    stack = orient(voxels, volume, plane)
+    air = [0, 3, 4, len(stack) - 1]
+    stack[air] = voxels.min()
+    segmenter.set_volume(volume, plane=plane, window="percentiles")
+    ours = orient(segmenter.segment("brain").probability, volume, plane)
 
     base = open_base(str(tiny_base))
     low, high = intensity_range(volume, "percentiles")
-    stack = orient(volume.voxels, volume, "axial")
     unit = ((torch.from_numpy(stack.copy()) - low) / (high - low)).clamp(0, 1)
     tokens = encode_prompts(base.load_tokenizer(), ["brain"])
-    for position in range(1, SHAPE[0]):
+    network = base.load_network()
+    for position in range(len(stack)):
         pixel_values = to_pixel_values(unit[position : position + 1], SIDE, base.mean, base.std)
         with torch.no_grad():
-            logits = base.load_network()(pixel_values=pixel_values, input_ids=tokens).logits.view(1, 1, SIDE, SIDE)
-        plain = torch.nn.functional.interpolate(logits, SHAPE[1:], mode="bilinear").sigmoid()[0, 0]
-        seen = orient(ours, volume, "axial")[position]
-        np.testing.assert_allclose(seen, plain.numpy(), atol=1e-3)
+            logits = network(pixel_values=pixel_values, input_ids=tokens).logits.view(1, 1, SIDE, SIDE)
+        plain = torch.nn.functional.interpolate(logits, stack.shape[1:], mode="bilinear").sigmoid()[0, 0]
+        expected = np.zeros_like(plain) if position in air else plain.numpy()
+        np.testing.assert_allclose(ours[position], expected, atol=1e-3)
 
 
 def test_a_volume_is_encoded_once_for_all_its_prompts(segmenter, volume, monkeypatch):
     encoded = []
-    encode = segmenter.model.encode_images
-    monkeypatch.setattr(segmenter.model, "encode_images", lambda p: encoded.append(len(p)) or encode(p))
+    encode = segmenter.model.activations
+    monkeypatch.setattr(segmenter.model, "activations", lambda p: encoded.append(len(p)) or encode(p))
     segmenter.set_volume(volume)
     first = segmenter.segment("brain")
     segmenter.segment("left lung")
@@ -214,12 +222,12 @@ def test_batches_halve_when_memory_runs_out():
 def full_on_meta(encode):
     """An encoder for which the memory of the device "meta" is always full."""
 
-    def encode_images(pixel_values):
+    def activations(pixel_values):
         if pixel_values.is_meta:
             raise torch.OutOfMemoryError
         return encode(pixel_values)
 
-    return encode_images
+    return activations
 
 
 def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(tiny_base, volume, monkeypatch, caplog):
@@ -227,8 +235,9 @@ def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(tiny_base,
     segmenter.set_volume(volume)
     expected = segmenter.segment("brain").probability
     other_precision = torch.finfo(torch.bfloat16).eps * 8
-    monkeypatch.setattr(segmenter.model, "encode_images", full_on_meta(segmenter.model.encode_images))
+    monkeypatch.setattr(segmenter.model, "activations", full_on_meta(segmenter.model.activations))
     segmenter.device, segmenter.batch_size = torch.device("meta"), 4
+    segmenter._transfers = Transfers(segmenter.device)
     segmenter.set_volume(volume.with_voxels(volume.voxels + 1))
     assert "going on with the CPU" in caplog.text
     assert segmenter.device.type == "cpu"
@@ -236,10 +245,10 @@ def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(tiny_base,
 
 
 def test_memory_that_does_not_hold_one_slice_on_the_cpu_is_a_clear_error(segmenter, volume, monkeypatch):
-    def encode_images(pixel_values):
+    def activations(pixel_values):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(segmenter.model, "encode_images", encode_images)
+    monkeypatch.setattr(segmenter.model, "activations", activations)
     with pytest.raises(UserError, match="not enough memory"):
         segmenter.set_volume(volume)
 

@@ -37,8 +37,22 @@ def orient(array: np.ndarray, volume: Volume, plane: str) -> np.ndarray:
         patient's right at the image's left and anterior at the top; coronal slices run from anterior to
         posterior; sagittal ones from right to left, with anterior at the left.
     """
-    order, flips = _axes(volume, plane)
+    order, flips = layout(volume, plane)
     return np.flip(np.moveaxis(array, order, (0, 1, 2)), flips)
+
+
+def layout(volume: Volume, plane: str) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Return how a volume's arrays become the stack of `orient`: the axes of slices, rows and columns, and which of
+    these three are then to be flipped."""
+    matrix = volume.direction_matrix
+    nearest = max(permutations(range(3)), key=lambda order: sum(abs(matrix[lps, order[lps]]) for lps in range(3)))
+    axes, flips = [], []
+    for position, (patient_axis, against) in enumerate(_LAYOUT[plane]):
+        grid_axis = nearest[patient_axis]
+        axes.append(2 - grid_axis)
+        if (matrix[patient_axis, grid_axis] < 0) != against:
+            flips.append(position)
+    return tuple(axes), tuple(flips)
 
 
 def take_slices(stack: np.ndarray, positions: Sequence[int], channels: str) -> np.ndarray:
@@ -76,7 +90,7 @@ def check_channels(volume: Volume, channels: str) -> None:
 
 def slice_spacing_mm(volume: Volume, plane: str) -> tuple[float, float]:
     """Return the distances of neighbouring rows and of neighbouring columns of the slices in a plane."""
-    _, rows, columns = _axes(volume, plane)[0]
+    _, rows, columns = layout(volume, plane)[0]
     return volume.spacing_mm[2 - rows], volume.spacing_mm[2 - columns]
 
 
@@ -108,21 +122,8 @@ def resolve_planes(volume: Volume, plane: str) -> tuple[str, ...]:
 
 def _pixel_area(volume: Volume, plane: str) -> float:
     """Return mm² a pixel; infinite for a plane that cuts a single slice into lines."""
-    across = _axes(volume, plane)[0][0]
+    across = layout(volume, plane)[0][0]
     if min(volume.shape) == 1 and volume.shape[across] != 1:
         return float("inf")
     rows, columns = slice_spacing_mm(volume, plane)
     return rows * columns
-
-
-def _axes(volume: Volume, plane: str) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """Return the array axes of slices, rows and columns, and which of these three are to be flipped."""
-    matrix = volume.direction_matrix
-    nearest = max(permutations(range(3)), key=lambda order: sum(abs(matrix[lps, order[lps]]) for lps in range(3)))
-    axes, flips = [], []
-    for position, (patient_axis, against) in enumerate(_LAYOUT[plane]):
-        grid_axis = nearest[patient_axis]
-        axes.append(2 - grid_axis)
-        if (matrix[patient_axis, grid_axis] < 0) != against:
-            flips.append(position)
-    return tuple(axes), tuple(flips)

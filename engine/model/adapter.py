@@ -41,11 +41,13 @@ class Adapter(nn.Module):
         hidden_size: the width that the method has when none is asked for; 0 where there is nothing to choose.
         placements: those that the method can have; the first is taken when none is asked for.
         frozen_encoder: the vision encoder gives what it gave without the adapter.
+        changes_base: weights of the base itself are trained.
     """
 
     hidden_size: ClassVar[int] = 0
     placements: ClassVar[tuple[str, ...]] = PLACEMENTS
     frozen_encoder: ClassVar[bool] = False
+    changes_base: ClassVar[bool] = False
 
     def attach(self, model: nn.Module) -> None:
         """Take hold of parts of the frozen base, once, when both become one model (see `CLIPSeg`)."""

@@ -13,6 +13,7 @@ class DecoderTuning(Adapter):
 
     placements = ("",)
     frozen_encoder = True
+    changes_base = True
     parts: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def __init__(self, shape: BaseShape, placement: str, hidden_size: int):
