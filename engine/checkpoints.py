@@ -58,8 +58,7 @@ def load_checkpoint(
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if moments:
-                device = parameter.device
-                optimizer.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in moments.items()}
+                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a checkpoint of this training; start without --resume") from error
     return state, {k.removeprefix("further."): v for k, v in tensors.items() if k.startswith("further.")}

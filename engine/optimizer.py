@@ -23,7 +23,7 @@ class MuonAdamW:
         others = [p for p in parameters.values() if id(p) not in self._of_muon]
         # Muon's steps are scaled to the size of AdamW's, so that one learning rate fits both
         self._muon = Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(others, weight_decay=weight_decay, betas=(0.9, 0.98))
+        self._adamw = AdamW(others, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True)
         self.param_groups = self._muon.param_groups + self._adamw.param_groups
         self.state = self
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from engine.activations import ActivationCache, choose_place
+from engine.ahead import ahead
 from engine.bases import Base
 from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
@@ -25,6 +27,7 @@ from engine.model.methods import build_model
 from engine.plan import COSINE, PLATEAU, Plan
 from engine.prompts import encode_prompts
 from engine.samples import Sample, Sampler, collate
+from engine.transfers import Transfers
 
 RECENT_STEPS = 20
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
@@ -111,10 +114,11 @@ class Trainer:
         named = self.model.trained.named_parameters()
         self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+            self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
         )
         self._scheduler = _scheduler(self._optimizer, plan)
         self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
+        self._transfers = Transfers(self.accelerator.device)
         self._samples = Sampler(
             training_set,
             base.side,
@@ -226,17 +230,22 @@ class Trainer:
         self.model.train()
         plan, standing = self.plan, self._standing
         positions = epoch_positions(self._samples, plan, standing.epoch)
-        for start in range(standing.step * plan.batch_size, len(positions), plan.batch_size):
-            chosen = positions[start : start + plan.batch_size]
-            if len(chosen) < self.accelerator.num_processes:
-                continue  # too few for every process to have one
-            own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-            batch = [self._samples.draw(int(p), (plan.seed, standing.epoch), self._is_wanted) for p in own]
-            draw = np.random.default_rng([plan.seed, standing.epoch, start])
-            torch.manual_seed(int(draw.integers(2**31)))  # of dropout: equal in a resumed run
-            standing.losses.append(self.step(batch))
-            standing.step += 1
-            self._tell(on_step, start + len(chosen), len(positions))
+        starts = range(standing.step * plan.batch_size, len(positions), plan.batch_size)
+        batches = [positions[start : start + plan.batch_size] for start in starts]
+        if batches and len(batches[-1]) < self.accelerator.num_processes:
+            batches.pop()  # too few for every process to have one
+        with closing(ahead(self._draw, batches)) as drawn:
+            for start, chosen, batch in zip(starts, batches, drawn, strict=False):
+                draw = np.random.default_rng([plan.seed, standing.epoch, start])
+                torch.manual_seed(int(draw.integers(2**31)))  # of dropout: equal in a resumed run
+                standing.losses.append(self.step(batch))
+                standing.step += 1
+                self._tell(on_step, start + len(chosen), len(positions))
+
+    def _draw(self, positions: np.ndarray) -> list[Sample]:
+        """Draw this process's share of a batch."""
+        own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
+        return [self._samples.draw(int(p), (self.plan.seed, self._standing.epoch), self._is_wanted) for p in own]
 
     def step(self, batch: list[Sample]) -> float:
         """Train on samples once; return their mean loss, over all processes."""
@@ -280,18 +289,17 @@ class Trainer:
 
     def _forward(self, model: nn.Module, batch: list[Sample]) -> tuple[Tensor, Tensor]:
         prompts, masks = collate(batch)
-        device = self.accelerator.device
-        input_ids = encode_prompts(self._tokenizer, prompts).to(device)
+        input_ids = encode_prompts(self._tokenizer, prompts).to(self.accelerator.device)
         if self._activations is None:
             inputs = {"pixel_values": self._pixel_values(batch)}
         else:
-            inputs = {"pixel_values": None, "activations": self._fetch_activations(batch).to(device)}
+            inputs = {"pixel_values": None, "activations": self._fetch_activations(batch)}
         with self.accelerator.autocast():
             logits = model(input_ids=input_ids, **inputs).float()
-        return self._loss(logits, masks.to(device)), logits
+        return self._loss(logits, self._transfers.to_device(masks)), logits
 
     def _pixel_values(self, batch: list[Sample]) -> Tensor:
-        images = torch.stack([sample.image for sample in batch]).to(self.accelerator.device)
+        images = self._transfers.to_device(torch.stack([sample.image for sample in batch]))
         return (images - self._mean) / self._std
 
     def _fetch_activations(self, batch: list[Sample]) -> Tensor:
@@ -300,7 +308,7 @@ class Trainer:
             with self.accelerator.autocast():
                 return self.model.activations(self._pixel_values([batch[p] for p in positions]))
 
-        return self._activations.fetch([sample.key for sample in batch], compute).float()
+        return self._transfers.to_device(self._activations.fetch([sample.key for sample in batch], compute)).float()
 
     def _is_wanted(self, image: Hashable) -> bool:
         """Return whether an image itself is needed, and not only its activations."""
