@@ -632,6 +632,14 @@ def test_directories_and_segmentations_are_no_studies(tmp_path):
         read_volume(tmp_path / "result.dcm")
 
 
+def test_a_damaged_segmentation_beside_a_series_is_passed_over(tmp_path):
+    write_series(tmp_path)
+    path = tmp_path / "result.dcm"
+    write_image(path, np.zeros((4, 5), np.uint8), SOPClassUID=SegmentationStorage)
+    path.write_bytes(path.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UL"))  # two bytes of four
+    assert read_volume(tmp_path).shape[0] == 4
+
+
 def test_zip_files_are_studies_of_a_folder(tmp_path, monkeypatch, capsys, tiny_adapter):
     (tmp_path / "series").mkdir(), (tmp_path / "in").mkdir(), (tmp_path / "out").mkdir()
     write_series(tmp_path / "series", pixels=np.random.default_rng(0).integers(0, 900, (4, 20, 24)))
