@@ -323,22 +323,20 @@ def _parts(series: Series, source: Path) -> list[Part]:
 
 
 def _voxels(slices: Sequence[Slice]) -> np.ndarray:
-    """Return the voxels of slices in their order; each file is read once."""
+    """Return the voxels of slices in their order; each file is read once, and each plane is kept once."""
     by_file: dict[Path, list[int]] = defaultdict(list)
     for index, slice_ in enumerate(slices):
         by_file[slice_.file].append(index)
-    planes: list[np.ndarray | None] = [None] * len(slices)
+    voxels = None
     for file, indices in by_file.items():
         chosen = [slices[index] for index in indices]
-        values = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
-        for index, plane in zip(indices, values, strict=True):
-            planes[index] = plane
-    kind = np.result_type(*{plane.dtype for plane in planes})
-    kind = np.dtype(np.float32) if kind == np.float64 else kind
-    voxels = np.empty((len(planes), *planes[0].shape), kind)
-    for index, plane in enumerate(planes):
-        voxels[index] = plane
-        planes[index] = None
+        planes = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
+        kind = planes.dtype if voxels is None else np.result_type(voxels, planes)
+        kind = np.dtype(np.float32) if kind == np.float64 else kind
+        if voxels is None:
+            voxels = np.empty((len(slices), *planes.shape[1:]), kind)
+        voxels = voxels.astype(kind, copy=False)
+        voxels[indices] = planes
     return voxels
 
 
