@@ -31,11 +31,14 @@ OBJECT_STORE_BYTES = 128 << 20  # only paths and ends go through it
 WAIT_SECONDS = 1.0
 SHORT = "/tmp" if Path("/tmp").is_dir() else None  # a folder for sockets, whose paths must not be long
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
-# All sockets listen on loopback and ask for a token that nobody else knows; workers wait for no other program.
+# All sockets listen on loopback and ask for a token that nobody else knows; workers wait for no other program. On a
+# busy machine Ray's processes take longer to come up than the 30 seconds that Ray would wait.
 FOR_THIS_MACHINE_ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_worker_niceness": "0",
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_raylet_start_wait_time_s": "120",
 }
 
 

@@ -2,8 +2,10 @@
 
 import base64
 import shutil
+import tracemalloc
 import zipfile
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +245,16 @@ def test_a_voi_lut_gives_the_window_in_which_it_rises(tmp_path):
     assert read_volume(path).window == (20.5, 11)  # from 15, the last that is black, to 26, the first that is white
 
 
+@pytest.mark.parametrize("slopes", list(permutations((1, 100_000, 0.5))), ids=str)
+def test_slices_of_several_kinds_of_values_become_a_volume_that_holds_them_all(tmp_path, slopes):
+    uid = generate_uid()
+    for position, slope in enumerate(slopes):  # int16, int32 and float32
+        write_series(tmp_path, [position], uid, pixels=np.full((1, 6, 5), 3), RescaleSlope=slope)
+    volume = read_volume(tmp_path)
+    assert volume.voxels.dtype == np.float32
+    assert volume.voxels[:, 0, 0].tolist() == [3 * slope - 1000 for slope in slopes]
+
+
 def test_palette_colours_become_rgb(tmp_path):
     palette = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, values in (("Red", [0, 255, 9, 0]), ("Green", [7, 8, 255, 0]), ("Blue", [1, 2, 3, 0])):
@@ -439,6 +451,16 @@ def test_a_missing_slice_is_named_with_its_neighbours_and_the_way_on(tmp_path):
     assert message in str(error.value) and "--resample" in str(error.value)
 
 
+def test_a_series_is_read_in_little_more_memory_than_its_voxels_take(tmp_path):
+    write_series(tmp_path, range(60), pixels=np.zeros((60, 256, 256)))
+    tracemalloc.start()
+    try:
+        volume = read_volume(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * volume.voxels.nbytes
+    finally:
+        tracemalloc.stop()
+
+
 # Resampling
 
 DIRECTION = np.linalg.qr(np.array([[0.9, 0.2, -0.1], [-0.1, 0.8, 0.5], [0.2, -0.3, 0.9]]))[0]
@@ -630,6 +652,14 @@ def test_directories_and_segmentations_are_no_studies(tmp_path):
     assert find_studies(tmp_path) == [tmp_path / "DICOM" / "S1", tmp_path / "DICOM" / "S2"]
     with pytest.raises(UserError, match=r"result\.dcm is a segmentation, not a scan"):
         read_volume(tmp_path / "result.dcm")
+
+
+def test_a_damaged_segmentation_beside_a_series_is_passed_over(tmp_path):
+    write_series(tmp_path)
+    path = tmp_path / "result.dcm"
+    write_image(path, np.zeros((4, 5), np.uint8), SOPClassUID=SegmentationStorage)
+    path.write_bytes(path.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UL"))  # two bytes of four
+    assert read_volume(tmp_path).shape[0] == 4
 
 
 def test_zip_files_are_studies_of_a_folder(tmp_path, monkeypatch, capsys, tiny_adapter):

@@ -8,6 +8,8 @@ import qt_stand_in
 from conftest import ball, own_folder
 from harness import MODULE, add_volume, ids_by_name, make_models, mask_of, open_scene, slicer, warm_engine
 
+from engine.imaging import intensity
+
 SHAPE = (6, 40, 48)
 PATIENCE_SECONDS = 120
 
@@ -154,6 +156,15 @@ def test_cancel_is_where_segment_was(panel):
     until(lambda: not panel.logic.is_busy)
     assert panel.ui.statusLabel.text == "cancelled" and panel.ui.segmentButton.text == "Segment"
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_every_window_of_the_engine_that_a_name_tells_is_offered(panel):
+    names = set(intensity.CHOICES) - {
+        "file",
+        "center,width",
+    }  # the scene has no file; numbers are typed
+    missing = {name for name in names if panel.ui.windowBox.findText(name) < 0}
+    assert not missing and panel.ui.windowBox.isEditable()
 
 
 def test_what_goes_wrong_is_said_and_the_panel_goes_on(panel):

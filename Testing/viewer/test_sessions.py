@@ -13,6 +13,8 @@ import psutil
 import pytest
 from browsing import PATIENCE_SECONDS, ROOT, Page, running_viewer
 
+from engine.files import SCRATCH
+
 
 def sessions(viewer) -> set[int]:
     return _running(viewer, "viewer.session")
@@ -40,8 +42,8 @@ def wait_until(holds) -> None:
         time.sleep(0.2)
 
 
-def folders() -> set[Path]:
-    return set(Path("/tmp").glob("vlsm-viewer-*"))
+def folders(parent: Path) -> set[Path]:
+    return set(parent.glob(f"{SCRATCH}*"))
 
 
 def answer(url: str) -> int:
@@ -99,16 +101,35 @@ def test_who_has_no_token_and_no_sessions_name_sees_nothing(viewer):
     assert sessions(viewer) == before
 
 
-def test_nothing_of_it_is_left_when_it_ends(head, browser):
-    before = folders()
+def test_nothing_of_it_is_left_when_it_ends(head, browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running_viewer(head, "--adapter", "head-t1") as viewer:
         page = Page(browser, viewer.url)
-        made = folders() - before
-        assert len(made) == 1
+        assert len(folders(tmp_path)) == 1
         family = psutil.Process(viewer.pid).children(recursive=True)
         page.close()
     _, alive = psutil.wait_procs(family, 30)
-    assert not alive and not made & folders()
+    assert not alive and not folders(tmp_path)
+
+
+def test_what_a_viewer_left_that_was_killed_with_its_sessions_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running_viewer() as viewer:
+        assert answer(viewer.url) == 200
+        (left,) = folders(tmp_path)
+        family = psutil.Process(viewer.pid).children(recursive=True)
+        for process in family:
+            process.suspend()  # a session that sees its viewer end removes the folder itself
+        os.kill(viewer.pid, signal.SIGKILL)
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, 30)
+    assert (left / "key").exists() and left.stat().st_mode & 0o777 == 0o700
+    os.utime(left, (0, 0))
+    with running_viewer() as viewer:
+        assert answer(viewer.url) == 200
+        (own,) = folders(tmp_path)
+        assert own != left
 
 
 def test_a_scan_that_is_not_there_is_said_in_one_line(tmp_path):

@@ -4,14 +4,14 @@ import html
 
 import slicer
 
-from engine.imaging import planes
+from engine.imaging import intensity, planes
 from VLSMSegmenterLib import words
 from VLSMSegmenterLib.volumes import modality_of
 
 NO_ADAPTER = "none: the base alone"
 OWN = "the adapter's own"
 PLANES = (*planes.PLANES, planes.ALL_PLANES, "auto")
-WINDOWS = ("auto", "soft-tissue", "lung", "bone", "brain", "mediastinum", "liver", "angio", "percentiles", "full")
+WINDOWS = ("auto", *intensity.CT_WINDOWS, "percentiles", "full")  # a volume in the scene keeps none of its file
 
 
 def card_at_a_glance(card: dict | None, volume: "slicer.vtkMRMLScalarVolumeNode | None") -> str:

@@ -8,13 +8,12 @@ import json
 import os
 import secrets
 import sys
-import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.errors import UserError
+from engine.files import scratch_folder
 from engine.launching import ROOT, Server
 from engine.server.token import TOKEN_VARIABLE
 from viewer import MODULE
@@ -106,7 +105,8 @@ class SessionProcess:
 
     def __init__(self):
         self.secret, self.port = secrets.token_urlsafe(32), 0
-        self._folder = tempfile.TemporaryDirectory(prefix="vlsm-viewer-")  # of files that the page brings
+        self._kept = ExitStack()
+        self._folder = self._kept.enter_context(scratch_folder())  # of files that the page brings
         self._process: asyncio.subprocess.Process | None = None
         self._end: asyncio.Future | None = None
 
@@ -116,7 +116,7 @@ class SessionProcess:
         Raises:
             UserError: it does not start.
         """
-        key, log = self._path("key"), self._path("log")
+        key, log = self._folder / "key", self._folder / "log"
         paths = os.pathsep.join(filter(None, [str(MODULE), str(ROOT), os.environ.get("PYTHONPATH")]))
         key.write_text(self.secret)
         with log.open("wb") as stderr:
@@ -129,7 +129,7 @@ class SessionProcess:
                 env={**os.environ, "PYTHONPATH": paths},
                 start_new_session=True,  # Ctrl-C is for the one that started it
             )
-        self._process.stdin.write(json.dumps(asdict(start) | {"folder": self._folder.name}).encode() + b"\n")
+        self._process.stdin.write(json.dumps(asdict(start) | {"folder": str(self._folder)}).encode() + b"\n")
         try:
             self.port = await asyncio.wait_for(self._port(), START_SECONDS)
         except asyncio.TimeoutError:
@@ -154,13 +154,10 @@ class SessionProcess:
         while await self._process.stdout.read(1 << 16):  # a full pipe would stop it
             pass
         await self._process.wait()
-        self._folder.cleanup()
+        self._kept.close()
 
     async def _port(self) -> int:
         async for line in self._process.stdout:
             if line.startswith(b"{"):
                 return json.loads(line)["port"]
         return 0
-
-    def _path(self, name: str) -> Path:
-        return Path(self._folder.name) / name

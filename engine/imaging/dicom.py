@@ -65,6 +65,7 @@ HEADER_TAGS = (
     *TELLING,
 )
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+NO_SCANS = (MediaStorageDirectoryStorage, SegmentationStorage)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def is_dicom(path: Path) -> bool:
 def is_scan(path: Path) -> bool:
     """Return whether a DICOM file may be (a slice of) a scan: no directory, and no segmentation."""
     try:
-        return _class_of(path) not in (MediaStorageDirectoryStorage, SegmentationStorage)
+        return _class_of(read_header(path, ["SOPClassUID"], force=True)) not in NO_SCANS
     except UNREADABLE:
         return True
 
@@ -191,7 +192,7 @@ def open_folder(folder: Path, series: str | None = None, source: Path | None = N
 def open_file(path: Path, series: str | None = None) -> list[Part]:
     """Return what a DICOM file holds (see `open_folder`); a DICOMDIR stands for its folder."""
     if not is_scan(path):
-        if _class_of(path) == MediaStorageDirectoryStorage:
+        if _class_of(read_header(path, ["SOPClassUID"], force=True)) == MediaStorageDirectoryStorage:
             return open_folder(path.parent, series)
         raise UserError(f"{path} is a segmentation, not a scan; name the scan that it belongs to")
     groups = _group([path])
@@ -203,7 +204,7 @@ def open_file(path: Path, series: str | None = None) -> list[Part]:
 def list_series(folder: Path) -> list[Series]:
     """Return the series with images in a folder and the folders below it, by number."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
-    found = _group(path for path in files if is_scan(path))
+    found = _group(files)
     return sorted(found, key=lambda series: (len(series.number), series.number, series.uid))
 
 
@@ -234,8 +235,7 @@ def unpacked_bytes(path: Path) -> int:
         raise UserError(f"{path} has a header that cannot be read; it may be damaged") from error
 
 
-def _class_of(path: Path) -> str:
-    header = read_header(path, ["SOPClassUID"], force=True)
+def _class_of(header: pydicom.Dataset) -> str:
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
@@ -255,16 +255,19 @@ def _is_bare(head: bytes) -> bool:
 
 
 def _group(files: Iterable[Path]) -> list[Series]:
+    """Return the series of the files that are scans, in the order in which each is met first."""
     groups: dict[str, list[tuple[Path, pydicom.Dataset]]] = defaultdict(list)
     damaged: list[Path] = []
     for path in files:
         bare = _is_bare(_head(path))
         try:
             header = read_header(path, HEADER_TAGS, force=bare)
+            if _class_of(header) in NO_SCANS:
+                continue
             is_image = bool(header.get("Rows") and header.get("Columns"))
             lost = not header.get("SOPClassUID") or _is_image_class(header)
         except UNREADABLE:
-            is_image, lost = False, True
+            is_image, lost = False, is_scan(path)
         if is_image:
             check_size(path, header)
             groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
@@ -320,22 +323,20 @@ def _parts(series: Series, source: Path) -> list[Part]:
 
 
 def _voxels(slices: Sequence[Slice]) -> np.ndarray:
-    """Return the voxels of slices in their order; each file is read once."""
+    """Return the voxels of slices in their order; each file is read once, and each plane is kept once."""
     by_file: dict[Path, list[int]] = defaultdict(list)
     for index, slice_ in enumerate(slices):
         by_file[slice_.file].append(index)
-    planes: list[np.ndarray | None] = [None] * len(slices)
+    voxels = None
     for file, indices in by_file.items():
         chosen = [slices[index] for index in indices]
-        values = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
-        for index, plane in zip(indices, values, strict=True):
-            planes[index] = plane
-    kind = np.result_type(*{plane.dtype for plane in planes})
-    kind = np.dtype(np.float32) if kind == np.float64 else kind
-    voxels = np.empty((len(planes), *planes[0].shape), kind)
-    for index, plane in enumerate(planes):
-        voxels[index] = plane
-        planes[index] = None
+        planes = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
+        kind = planes.dtype if voxels is None else np.result_type(voxels, planes)
+        kind = np.dtype(np.float32) if kind == np.float64 else kind
+        if voxels is None:
+            voxels = np.empty((len(slices), *planes.shape[1:]), kind)
+        voxels = voxels.astype(kind, copy=False)
+        voxels[indices] = planes
     return voxels
 
 
