@@ -1,4 +1,4 @@
-"""Work that is done ahead: in order, by one piece at most, with errors where they belong, and ended when it is left."""
+"""Work done ahead: in order, by one piece at most, with errors where they belong, and ended when it is left."""
 
 import threading
 from contextlib import closing
