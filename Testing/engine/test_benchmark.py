@@ -20,11 +20,11 @@ from engine.segmenter import Segmenter
 from engine.speed.clock import peak_memory
 from engine.speed.inputs import draw_pictures
 from engine.speed.page import PLOTS
-from engine.speed.segmenting import encoder_gflop
+from engine.speed.segmenting import compiled, encoder_gflop
 from engine.speed.training import PlainStep
 from engine.training import Trainer
 
-TINY = work.Sizes((), (2, 3), (1, 2), (1, 2), (1, 2), training_batch=2)
+TINY = work.Sizes((), (2, 3), (1, 2), (1, 2), (1, 2), (1, 2), 2, 3, False)
 
 
 @pytest.mark.parametrize("method", work.METHODS)
@@ -57,6 +57,8 @@ def test_all_that_grows_is_measured_and_shown(tmp_path, tiny_base, monkeypatch, 
         assert all(key in row for row in rows for key in memory)
         assert f"({name}.png)" in page and (tmp_path / "page" / f"{name}.png").stat().st_size > 5000
     assert {row["method"] for row in figures["training"]} == set(work.METHODS)
+    (memory,) = figures["training_memory"]
+    assert 0 < memory["recomputing_kept_mib"] < memory["engine_kept_mib"] and "the floor" in page
     code, _, errors = run_command(monkeypatch, capsys, benchmark.main, *words, "-o", tmp_path / "page")
     assert code == 2 and "exists already" in errors
 
@@ -83,3 +85,12 @@ def test_peaks_of_memory_are_seen():
         time.sleep(0.3)  # for many looks
         del held
         assert 60 < peak_mib() < 200
+
+
+def test_compiling_is_measured_beside_what_the_engine_does(tiny_base):
+    segmenter = Segmenter(base=str(tiny_base), device="cpu", precision="fp32")
+    figures = compiled(segmenter, 1)
+    if not figures:
+        pytest.skip("PyTorch cannot compile here; it needs a C++ compiler")
+    assert figures["relative_difference"] < 1e-3
+    assert figures["warm_up_seconds"] > figures["compiled_seconds"] > 0

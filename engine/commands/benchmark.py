@@ -36,10 +36,13 @@ class Sizes:
     prompts: tuple[int, ...] = (1, 3, 10, 30, 100)
     adapters: tuple[int, ...] = (1, 2, 5, 10, 20)
     volumes: tuple[int, ...] = (1, 2, 5, 10, 20)
+    slices_at_a_time: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     training_batch: int = 4
+    memory_batch: int = 32
+    compiled: bool = True
 
 
-QUICK = Sizes((DEFAULT_BASE,), (4, 12), (1, 3), (1, 2), (1, 2), 2)
+QUICK = Sizes((DEFAULT_BASE,), (4, 12), (1, 3), (1, 2), (1, 2), (1, 2), 2, 3, False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,6 +70,11 @@ def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argpar
         figures["growth_base"] = names[0]
         figures |= _grow(folder, bases[names[0]], sizes, options)
     figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
+    if options.all and sizes.compiled:
+        figures["compiled"] = [
+            _told({"base": name} | segmenting.compiled(_ways(base, options)[0], options.repeats))
+            for name, base in bases.items()
+        ]
     if options.all:
         pictures = draw_pictures(folder / "pictures", sizes.training_batch)
         figures["training"] = [
@@ -78,6 +86,10 @@ def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argpar
             )
             for name, base in bases.items()
             for method in METHODS
+        ]
+        figures["training_memory"] = [
+            _told({"base": name} | training.memory(base, pictures, folder / "runs", sizes.memory_batch, device))
+            for name, base in bases.items()
         ]
     return figures | {"load_at_the_end": round(psutil.getloadavg()[0], 1)}
 
@@ -93,6 +105,7 @@ def _compare(name: str, base: Base, options: argparse.Namespace) -> dict:
             "base": name,
             "precision": str(segmenter.model.dtype).removeprefix("torch."),
             "encoder_gflop": segmenting.encoder_gflop(segmenter),
+            "product_gflops": segmenting.product_gflops(segmenter.device, segmenter.model.dtype),
             **segmenting.compare(segmenter, plain, options.slices, options.repeats),
         }
     )
@@ -106,6 +119,7 @@ def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -
     growth = {
         "prompts": segmenting.over_prompts(segmenter, plain, slices, sizes.prompts),
         "volumes": segmenting.over_volumes(segmenter, slices, sizes.volumes),
+        "slices_at_a_time": segmenting.over_batches(segmenter, sizes.slices_at_a_time),
         "adapters": segmenting.over_adapters(folders, settings, plain, slices, sizes.adapters),
         "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
     }

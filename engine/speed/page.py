@@ -34,6 +34,11 @@ PLOTS = {
         },
         {"held_mib": "held by all"},
     ),
+    "slices_at_a_time": (
+        "slices at a time",
+        {"slice_seconds": "encoding, a slice"},
+        {"peak_mib": "peak"},
+    ),
     "volumes": (
         "volumes held",
         {"return_seconds": "a prompt to the first one again"},
@@ -119,22 +124,16 @@ def _rest(figures: dict) -> list[str]:
     for name, rows in figures["profile"].items():
         shares = [(f"`{row['operation']}`", f"{row['share']:.0%}") for row in rows]
         lines += [markdown_table((f"in {name}", "share"), shares), ""]
+    if "compiled" in figures:
+        lines += ["## What compiling would change", "", *_compiled(figures["compiled"]), ""]
     lines += [
         "## The floor",
         "",
-        f"Encoding {FLOOR_SLICES} slices cannot take less than their operations at the device's rate.",
+        "Encoding cannot take less than the operations of the vision layers at the rate at which this device "
+        "multiplies large square matrices in the same precision, measured in the same run. Beside it is the time "
+        f"of {FLOOR_SLICES} slices on GPUs at the rates of their data sheets.",
         "",
-        markdown_table(
-            ("base", "10⁹ operations a slice", *(f"{name} at {rate} · 10¹²/s" for name, rate in GPUS.items())),
-            [
-                (
-                    row["base"],
-                    f"{row['encoder_gflop']:.1f}",
-                    *map(_floor, [row["encoder_gflop"]] * len(GPUS), GPUS.values()),
-                )
-                for row in figures["comparisons"]
-            ],
-        ),
+        _floor(figures["comparisons"]),
         "",
         "## Training",
         "",
@@ -144,12 +143,62 @@ def _rest(figures: dict) -> list[str]:
         "",
         _training(figures["training"]),
         "",
+        "What a step of `dense` with many samples keeps for its backward pass, and the peak of all that it takes "
+        "beside the weights. Recomputed activations are `--recompute-activations`.",
+        "",
+        _training_memory(figures["training_memory"]),
+        "",
     ]
     return lines
 
 
-def _floor(gflop: float, rate: float) -> str:
-    return f"{gflop * FLOOR_SLICES / rate:.1f} ms"
+def _compiled(rows: Sequence[Row]) -> list[str]:
+    words = (
+        "The engine compiles nothing, so there is nothing to warm up. This is `torch.compile` with its defaults, "
+        "encoding one batch."
+    )
+    columns = ("base", "slices", "engine", "compiled", "warming up", "relative difference of the maps")
+    table = [
+        (
+            *(row["base"], row["batch_size"]),
+            *(f"{row[f'{way}_seconds'] * 1000:.1f} ms" for way in ("engine", "compiled")),
+            *(f"{row['warm_up_seconds']:.1f} s", f"{row['relative_difference']:.4f}"),
+        )
+        for row in rows
+        if "warm_up_seconds" in row
+    ]
+    return [words, "", markdown_table(columns, table)] if table else ["`torch.compile` cannot work here."]
+
+
+def _floor(rows: Sequence[Row]) -> str:
+    columns = (
+        *("base", "10⁹ operations a slice", "this device, 10⁹/s", "slices", "floor", "encoding takes"),
+        *(f"{name} at {rate} · 10¹²/s" for name, rate in GPUS.items()),
+    )
+    return markdown_table(columns, [_floor_row(row) for row in rows])
+
+
+def _floor_row(row: Row) -> tuple:
+    gflop, floor_seconds = row["encoder_gflop"], row["slices"] * row["encoder_gflop"] / row["product_gflops"]
+    return (
+        *(row["base"], f"{gflop:.1f}", f"{row['product_gflops']:,.0f}", row["slices"], f"{floor_seconds:.3g} s"),
+        f"{row['encode_seconds']:.3g} s ({row['encode_seconds'] / floor_seconds:.1f} × the floor)",
+        *(f"{gflop * FLOOR_SLICES / rate:.1f} ms" for rate in GPUS.values()),
+    )
+
+
+def _training_memory(rows: Sequence[Row]) -> str:
+    ways = {"plain": "plain", "engine": "engine", "recomputing": "engine, recomputing activations"}
+    return markdown_table(
+        ("base", "batch", *(f"{label}, keeps and peak" for label in ways.values())),
+        [
+            (
+                *(row["base"], row["batch_size"]),
+                *(f"{row[f'{way}_kept_mib']:,.0f}, {row[f'{way}_peak_mib']:,.0f} MiB" for way in ways),
+            )
+            for row in rows
+        ],
+    )
 
 
 def _training(rows: Sequence[Row]) -> str:

@@ -1,18 +1,24 @@
 """How long segmenting takes and what memory it needs, and how both grow."""
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from engine.bundle import load_model
 from engine.cache import EncodingCache
 from engine.imaging.volume import Volume
 from engine.metrics import dice
+from engine.model.faster import pack_for_cpu
+from engine.model.prompted import PromptedNet
 from engine.segmenter import DEFAULT_THRESHOLD, Segmenter
 from engine.speed.clock import MIB, peak_memory, seconds_of, side_by_side
 from engine.speed.inputs import PROMPTS, random_volume
@@ -21,6 +27,7 @@ from engine.speed.plain import PlainForward
 WINDOW = "percentiles"
 PLAIN_SLICES = 8  # of a larger volume are run the plain way, whose time is proportional to the slices
 OPERATIONS_SHOWN = 8
+PRODUCT_SIDE, PRODUCT_REPEATS = 4096, 10
 Row = dict[str, float]
 
 
@@ -30,9 +37,11 @@ def compare(segmenter: Segmenter, plain: PlainForward, slices: int, repeats: int
     _warm_up(segmenter, plain)
     numbers = iter(range(1, repeats + 1))  # added to the voxels, so that nothing is found in the cache
     found: dict[str, np.ndarray] = {}
+    encoding: list[float] = []
 
     def first() -> None:
-        _set_volume(segmenter, volume.with_voxels(volume.voxels + next(numbers)))
+        other = volume.with_voxels(volume.voxels + next(numbers))
+        encoding.append(seconds_of(lambda: _set_volume(segmenter, other), segmenter.device))
         found["engine"] = segmenter.segment(PROMPTS[0]).probability
 
     def plainly() -> None:
@@ -43,6 +52,7 @@ def compare(segmenter: Segmenter, plain: PlainForward, slices: int, repeats: int
     return {
         "slices": slices,
         **{f"{name}_seconds": value for name, value in seconds.items()},
+        "encode_seconds": statistics.median(encoding),
         "first_speedup": seconds["plain"] / seconds["first"],
         "further_speedup": seconds["plain"] / seconds["further"],
         "cache_kb_per_slice": segmenter.cache.nbytes / len(segmenter.cache) / slices / 1000,
@@ -93,7 +103,7 @@ def over_adapters(
     Args:
         settings: of each `Segmenter`.
     """
-    volume = random_volume(slices)
+    volume, encodings = random_volume(slices), EncodingCache()
     plain_seconds = _plain_seconds(plain, slices)
     rows, warm = [], []
     load = encode = prompt = 0.0
@@ -101,6 +111,7 @@ def over_adapters(
     for number, adapter in enumerate(adapters, start=1):
         started = time.perf_counter()
         warm.append(Segmenter(str(adapter), **settings))
+        warm[-1].cache = encodings  # of the volume, as on the server
         load += time.perf_counter() - started
         encode += seconds_of(lambda: _set_volume(warm[-1], volume), plain.device)
         prompt += seconds_of(lambda: warm[-1].segment(PROMPTS[0]), plain.device)
@@ -131,6 +142,64 @@ def over_volumes(segmenter: Segmenter, slices: int, counts: Sequence[int]) -> li
             maps = segmenter.cache.nbytes / MIB
             rows.append({"volumes": number, "return_seconds": seconds, "voxels_mib": voxels, "encodings_mib": maps})
     return rows
+
+
+def over_batches(segmenter: Segmenter, counts: Sequence[int]) -> list[Row]:
+    """Return seconds a slice and the peak of memory where the encoder takes growing numbers of slices at a time."""
+    rows = []
+    for count in counts:
+        pixel_values = _pixel_values(segmenter, count)
+        work = partial(_encode, segmenter.model, pixel_values)
+        work()
+        with peak_memory(segmenter.device) as peak_mib:
+            seconds = statistics.median(seconds_of(work, segmenter.device) for _ in range(3))
+            rows.append({"slices_at_a_time": count, "slice_seconds": seconds / count, "peak_mib": peak_mib()})
+    return rows
+
+
+def compiled(segmenter: Segmenter, repeats: int) -> Row:
+    """Return the seconds that a batch takes as the engine runs it and through `torch.compile`, and those that the
+    compiler takes first. Where it cannot work, as without a C++ compiler, nothing."""
+    pixel_values = _pixel_values(segmenter, segmenter.batch_size)
+    net = load_model(segmenter.base).to(segmenter.device, segmenter.model.dtype)
+    net.encode_images = torch.compile(net.encode_images)
+    works = {
+        "engine": partial(_encode, segmenter.model, pixel_values),
+        "compiled": partial(_encode, net, pixel_values),
+    }
+    try:
+        warm_up = seconds_of(works["compiled"], segmenter.device)
+    except Exception:  # PyTorch raises many kinds
+        return {}
+    seconds = side_by_side(works, repeats, segmenter.device)
+    found, expected = (work().float() for work in works.values())
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "batch_size": segmenter.batch_size,
+        "warm_up_seconds": warm_up,
+        "relative_difference": float((found - expected).norm() / expected.norm()),
+    }
+
+
+def product_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the rate at which the device multiplies large square matrices, in 10⁹ operations a second."""
+    layer = nn.Sequential(nn.Linear(PRODUCT_SIDE, PRODUCT_SIDE, device=device, dtype=dtype))
+    if device.type == "cpu":
+        pack_for_cpu(layer)
+    features = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=device, dtype=dtype)
+    with torch.inference_mode():
+        seconds = [seconds_of(lambda: layer(features), device) for _ in range(PRODUCT_REPEATS)]
+    return 2 * PRODUCT_SIDE**3 / min(seconds) / 1e9
+
+
+@torch.inference_mode()
+def _encode(net: PromptedNet, pixel_values: Tensor) -> Tensor:
+    return net.encode_images(pixel_values)
+
+
+def _pixel_values(segmenter: Segmenter, count: int) -> Tensor:
+    side = segmenter.base.side
+    return torch.randn(count, 3, side, side, device=segmenter.device).to(segmenter.model.dtype)
 
 
 def encoder_gflop(segmenter: Segmenter) -> float:

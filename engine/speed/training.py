@@ -62,8 +62,7 @@ def compare(
     """
     plan = Plan(method=method, batch_size=batch_size, absent_rate=0).resolved()
     data_set = open_data_set(pictures, "train")
-    sampler = Sampler(data_set, base.side)
-    batch = [sampler.draw(position % len(sampler.annotations), (0, 0)) for position in range(batch_size)]
+    batch = _batch(base, pictures, batch_size)
     plain = PlainStep(base, plan, device)
     trainer = Trainer(base, plan, data_set, None, (), folder / method / "checkpoint.safetensors", device)
     works = {"plain": lambda: plain(batch), "engine": lambda: trainer.step(batch)}
@@ -78,6 +77,37 @@ def compare(
     seconds = side_by_side(works, repeats, device)
     figures |= {f"{name}_samples_per_second": batch_size / value for name, value in seconds.items()}
     return figures | {"speedup": seconds["plain"] / seconds["engine"]}
+
+
+def memory(
+    base: Base, pictures: Path, folder: Path, batch_size: int, device: torch.device
+) -> dict[str, float | str]:
+    """Return the memory that one step of dense adapters keeps for its backward pass, and its peak with all the rest:
+    the engine's with recomputed activations, the engine's, and the plain way's."""
+    plan = Plan(method="dense", batch_size=batch_size, absent_rate=0).resolved()
+    batch = _batch(base, pictures, batch_size)
+    figures: dict[str, float | str] = {"method": plan.method, "batch_size": batch_size}
+    data_set = open_data_set(pictures, "train")
+    for name, recompute in (("recomputing", True), ("engine", False)):
+        checkpoint = folder / name / "checkpoint.safetensors"
+        trainer = Trainer(base, plan, data_set, None, (), checkpoint, device, recompute_activations=recompute)
+        figures |= _memory_of_step(name, lambda: trainer.step(batch), trainer.model, device)  # noqa: B023
+        del trainer
+    plain = PlainStep(base, plan, device)
+    return figures | _memory_of_step("plain", lambda: plain(batch), plain.model, device)
+
+
+def _memory_of_step(
+    name: str, step: Callable[[], object], net: nn.Module, device: torch.device
+) -> dict[str, float]:
+    with peak_memory(device) as peak_mib:
+        kept_mib = _kept_mib(step, net)
+        return {f"{name}_kept_mib": kept_mib, f"{name}_peak_mib": peak_mib()}
+
+
+def _batch(base: Base, pictures: Path, batch_size: int) -> list[Sample]:
+    sampler = Sampler(open_data_set(pictures, "train"), base.side)
+    return [sampler.draw(position % len(sampler.annotations), (0, 0)) for position in range(batch_size)]
 
 
 def _kept_mib(step: Callable[[], object], net: nn.Module) -> float:
