@@ -163,10 +163,8 @@ def compiled(segmenter: Segmenter, repeats: int) -> Row:
     pixel_values = _pixel_values(segmenter, segmenter.batch_size)
     net = load_model(segmenter.base).to(segmenter.device, segmenter.model.dtype)
     net.encode_images = torch.compile(net.encode_images)
-    works = {
-        "engine": partial(_encode, segmenter.model, pixel_values),
-        "compiled": partial(_encode, net, pixel_values),
-    }
+    nets = {"engine": segmenter.model, "compiled": net}
+    works = {name: partial(_encode, each, pixel_values) for name, each in nets.items()}
     try:
         warm_up = seconds_of(works["compiled"], segmenter.device)
     except Exception:  # PyTorch raises many kinds

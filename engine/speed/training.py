@@ -1,6 +1,7 @@
 """How fast adapters train, against the same step made of Hugging Face's parts as they come."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,30 +80,33 @@ def compare(
     return figures | {"speedup": seconds["plain"] / seconds["engine"]}
 
 
-def memory(
-    base: Base, pictures: Path, folder: Path, batch_size: int, device: torch.device
-) -> dict[str, float | str]:
-    """Return the memory that one step of dense adapters keeps for its backward pass, and its peak with all the rest:
+def memory(base: Base, pictures: Path, folder: Path, batch_size: int, device: torch.device) -> dict[str, float]:
+    """Return what one step of dense adapters keeps for its backward pass, and its peak of memory beside the weights:
     the engine's with recomputed activations, the engine's, and the plain way's."""
     plan = Plan(method="dense", batch_size=batch_size, absent_rate=0).resolved()
     batch = _batch(base, pictures, batch_size)
-    figures: dict[str, float | str] = {"method": plan.method, "batch_size": batch_size}
-    data_set = open_data_set(pictures, "train")
-    for name, recompute in (("recomputing", True), ("engine", False)):
-        checkpoint = folder / name / "checkpoint.safetensors"
+
+    def train(recompute: bool) -> tuple[float, float]:
+        data_set, checkpoint = open_data_set(pictures, "train"), folder / f"{recompute}" / "checkpoint.safetensors"
         trainer = Trainer(base, plan, data_set, None, (), checkpoint, device, recompute_activations=recompute)
-        figures |= _memory_of_step(name, lambda: trainer.step(batch), trainer.model, device)  # noqa: B023
-        del trainer
-    plain = PlainStep(base, plan, device)
-    return figures | _memory_of_step("plain", lambda: plain(batch), plain.model, device)
+        return _memory_mib(lambda: trainer.step(batch), trainer.model, device)
+
+    def train_plainly() -> tuple[float, float]:
+        plain = PlainStep(base, plan, device)
+        return _memory_mib(lambda: plain(batch), plain.model, device)
+
+    figures: dict[str, float] = {"batch_size": batch_size}
+    ways = {"recomputing": partial(train, True), "engine": partial(train, False), "plain": train_plainly}
+    for name, way in ways.items():
+        figures[f"{name}_kept_mib"], figures[f"{name}_peak_mib"] = way()
+    return figures
 
 
-def _memory_of_step(
-    name: str, step: Callable[[], object], net: nn.Module, device: torch.device
-) -> dict[str, float]:
+def _memory_mib(step: Callable[[], object], net: nn.Module, device: torch.device) -> tuple[float, float]:
+    """Return what a step keeps for its backward pass, and its peak."""
     with peak_memory(device) as peak_mib:
         kept_mib = _kept_mib(step, net)
-        return {f"{name}_kept_mib": kept_mib, f"{name}_peak_mib": peak_mib()}
+        return kept_mib, peak_mib()
 
 
 def _batch(base: Base, pictures: Path, batch_size: int) -> list[Sample]:
