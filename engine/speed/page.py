@@ -110,12 +110,13 @@ def _comparisons(figures: dict) -> list[str]:
 def _growth(figures: dict) -> list[str]:
     lines = [f"## How cost grows (`{figures['growth_base']}`)", ""]
     for name, (_, seconds, memory) in PLOTS.items():
-        columns = (name, *(f"{label} (s)" for label in seconds.values()), *(f"{m} (MiB)" for m in memory.values()))
+        grows = name.replace("_", " ")
+        columns = (grows, *(f"{label} (s)" for label in seconds.values()), *(f"{m} (MiB)" for m in memory.values()))
         rows = [
             (row[name], *(f"{row[key]:.3g}" for key in seconds), *(f"{row[key]:.0f}" for key in memory))
             for row in figures["growth"][name]
         ]
-        lines += [f"![Seconds and memory against {name}]({name}.png)", "", markdown_table(columns, rows), ""]
+        lines += [f"![Seconds and memory against {grows}]({name}.png)", "", markdown_table(columns, rows), ""]
     return lines
 
 

@@ -81,8 +81,8 @@ def compare(
 
 
 def memory(base: Base, pictures: Path, folder: Path, batch_size: int, device: torch.device) -> dict[str, float]:
-    """Return what one step of dense adapters keeps for its backward pass, and its peak of memory beside the weights:
-    the engine's with recomputed activations, the engine's, and the plain way's."""
+    """Return what one step of dense adapters keeps for its backward pass, and its peak beside the weights: the
+    engine's with recomputed activations, the engine's, and the plain way's."""
     plan = Plan(method="dense", batch_size=batch_size, absent_rate=0).resolved()
     batch = _batch(base, pictures, batch_size)
 
