@@ -118,8 +118,8 @@ def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -
     settings = {"device": options.device, "precision": options.precision}
     growth = {
         "prompts": segmenting.over_prompts(segmenter, plain, slices, sizes.prompts),
-        "volumes": segmenting.over_volumes(segmenter, slices, sizes.volumes),
-        "slices_at_a_time": segmenting.over_batches(segmenter, sizes.slices_at_a_time),
+        "volumes": segmenting.over_volumes(segmenter, plain, slices, sizes.volumes),
+        "slices_at_a_time": segmenting.over_batches(segmenter, plain, sizes.slices_at_a_time),
         "adapters": segmenting.over_adapters(folders, settings, plain, slices, sizes.adapters),
         "slices": segmenting.over_slices(segmenter, plain, sizes.slices),
     }

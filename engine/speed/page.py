@@ -36,12 +36,12 @@ PLOTS = {
     ),
     "slices_at_a_time": (
         "slices at a time",
-        {"slice_seconds": "encoding, a slice"},
+        {"plain_slice_seconds": "plain, a slice", "engine_slice_seconds": "engine, a slice"},
         {"peak_mib": "peak"},
     ),
     "volumes": (
         "volumes held",
-        {"return_seconds": "a prompt to the first one again"},
+        {"plain_seconds": "plain", "return_seconds": "a prompt to the first one again"},
         {"voxels_mib": "voxels", "encodings_mib": "encodings"},
     ),
 }

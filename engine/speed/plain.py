@@ -35,6 +35,11 @@ class PlainForward:
             results.append(to_slice_size(logits.reshape(1, *logits.shape[-2:]), *voxels.shape)[0].cpu().numpy())
         return np.stack(results)
 
+    @torch.inference_mode()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Return what the vision encoder gives for slices (n, 3, side, side)."""
+        return self.network.clip.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+
 
 class PlainTraining(nn.Module):
     """An adapter trained through both of Hugging Face's encoders, which run whole in every step.

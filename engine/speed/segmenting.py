@@ -28,6 +28,7 @@ WINDOW = "percentiles"
 PLAIN_SLICES = 8  # of a larger volume are run the plain way, whose time is proportional to the slices
 OPERATIONS_SHOWN = 8
 PRODUCT_SIDE, PRODUCT_REPEATS = 4096, 10
+BATCH_REPEATS = 3
 Row = dict[str, float]
 
 
@@ -123,9 +124,10 @@ def over_adapters(
     return rows
 
 
-def over_volumes(segmenter: Segmenter, slices: int, counts: Sequence[int]) -> list[Row]:
+def over_volumes(segmenter: Segmenter, plain: PlainForward, slices: int, counts: Sequence[int]) -> list[Row]:
     """Return what growing numbers of held volumes take, and the seconds to ask about the first one again."""
     rows: list[Row] = []
+    plain_seconds = _plain_seconds(plain, slices)
     _forget(segmenter)
     first, held = random_volume(slices, seed=1), []
     for number in range(1, max(counts) + 1):
@@ -140,20 +142,25 @@ def over_volumes(segmenter: Segmenter, slices: int, counts: Sequence[int]) -> li
             seconds = seconds_of(come_back, segmenter.device)
             voxels = sum(volume.voxels.nbytes for volume in held) / MIB
             maps = segmenter.cache.nbytes / MIB
-            rows.append({"volumes": number, "return_seconds": seconds, "voxels_mib": voxels, "encodings_mib": maps})
+            row = {"plain_seconds": plain_seconds, "return_seconds": seconds}
+            rows.append({"volumes": number, **row, "voxels_mib": voxels, "encodings_mib": maps})
     return rows
 
 
-def over_batches(segmenter: Segmenter, counts: Sequence[int]) -> list[Row]:
-    """Return seconds a slice and the peak of memory where the encoder takes growing numbers of slices at a time."""
+def over_batches(segmenter: Segmenter, plain: PlainForward, counts: Sequence[int]) -> list[Row]:
+    """Return seconds a slice, and the peak of memory, where the encoder takes growing numbers of slices at a time."""
     rows = []
     for count in counts:
         pixel_values = _pixel_values(segmenter, count)
-        work = partial(_encode, segmenter.model, pixel_values)
-        work()
+        works = {
+            "plain": partial(plain.encode, pixel_values.float()),
+            "engine": partial(_encode, segmenter.model, pixel_values),
+        }
         with peak_memory(segmenter.device) as peak_mib:
-            seconds = statistics.median(seconds_of(work, segmenter.device) for _ in range(3))
-            rows.append({"slices_at_a_time": count, "slice_seconds": seconds / count, "peak_mib": peak_mib()})
+            works["engine"]()
+            row = {"slices_at_a_time": count, "peak_mib": peak_mib()}
+        seconds = side_by_side(works, BATCH_REPEATS, segmenter.device)
+        rows.append(row | {f"{name}_slice_seconds": value / count for name, value in seconds.items()})
     return rows
 
 
