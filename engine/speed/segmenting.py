@@ -148,7 +148,7 @@ def over_volumes(segmenter: Segmenter, plain: PlainForward, slices: int, counts:
 
 
 def over_batches(segmenter: Segmenter, plain: PlainForward, counts: Sequence[int]) -> list[Row]:
-    """Return seconds a slice, and the peak of memory, where the encoder takes growing numbers of slices at a time."""
+    """Return seconds a slice, and the peak of memory, where the encoder takes several slices at a time."""
     rows = []
     for count in counts:
         pixel_values = _pixel_values(segmenter, count)
