@@ -54,7 +54,7 @@ def segment_on_cluster(
 
     Args:
         address: of a cluster that runs, such as "10.0.0.5:6379", or "local".
-        workers: how many; one a GPU when None, or one a machine where there are none.
+        workers: how many, also several a GPU; one a GPU when None, or one a machine where there are none.
         on_progress: called at least every second with the studies that ended, and the workers at work.
 
     Returns:
@@ -74,7 +74,9 @@ def segment_on_cluster(
         return crew.work_off(studies, count, on_progress)
 
 
-def shares(machines: Sequence[Mapping[str, float]], workers: int | None, device: str) -> tuple[int, dict[str, int]]:
+def shares(
+    machines: Sequence[Mapping[str, float]], workers: int | None, device: str
+) -> tuple[int, dict[str, float]]:
     """Return how many workers there are, and what each takes of its machine, as Ray names it.
 
     Args:
@@ -87,10 +89,13 @@ def shares(machines: Sequence[Mapping[str, float]], workers: int | None, device:
     if device.startswith("cuda") and not gpus:
         raise UserError("no machine of the cluster has a GPU; choose --device cpu or auto")
     if gpus and device != "cpu":
-        if (workers or gpus) > gpus:
-            raise UserError(f"the cluster has {gpus} GPUs, one for each worker; choose --workers {gpus} or fewer")
         cpus = min(int(m.get("CPU", 0)) // int(m["GPU"]) for m in machines if m.get("GPU", 0) >= 1)
-        return workers or gpus, {"num_gpus": 1, "num_cpus": cpus}
+        count = workers or gpus
+        crowd = -(-count // gpus)  # workers at one GPU: one computes while others read and write
+        if crowd > max(cpus, 1):
+            most = gpus * max(cpus, 1)
+            raise UserError(f"the cluster has {cpus} CPU cores for each GPU; choose --workers {most} or fewer")
+        return count, {"num_gpus": 1 / crowd, "num_cpus": cpus // crowd}
     count = workers or len(machines)
     cpus = [int(machine.get("CPU", 0)) for machine in machines]
     for share in range(sum(cpus) // count, 0, -1):  # the largest with which all find a place

@@ -137,7 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="share the studies among workers of a Ray cluster: HOST:PORT or auto, or local for this machine alone",
     )
-    add("--workers", type=whole_number, help="of the cluster (default: one a GPU, or one a machine without any)")
+    add(
+        "--workers",
+        type=whole_number,
+        help="of the cluster, also several a GPU (default: one a GPU, or one a machine without any)",
+    )
     add("--resume", action="store_true", help="skip studies of the output folder that are done")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser

@@ -30,6 +30,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed, or has no wheel f
         ([{"CPU": 5}, {"CPU": 5}], 3, "cpu", (3, {"num_cpus": 2})),  # with 3 each, the third would find no place
         ([{"CPU": 16, "GPU": 2}, {"CPU": 4}], None, "auto", (2, {"num_gpus": 1, "num_cpus": 8})),
         ([{"CPU": 16, "GPU": 2}], 1, "cuda", (1, {"num_gpus": 1, "num_cpus": 8})),
+        ([{"CPU": 16, "GPU": 2}], 4, "auto", (4, {"num_gpus": 0.5, "num_cpus": 4})),
+        ([{"CPU": 16, "GPU": 2}], 5, "auto", (5, {"num_gpus": 1 / 3, "num_cpus": 2})),
         ([{"CPU": 16, "GPU": 2}], 4, "cpu", (4, {"num_cpus": 4})),
     ],
 )
@@ -41,7 +43,7 @@ def test_every_worker_finds_a_place(machines, workers, device, wanted):
     ("machines", "workers", "device", "problem"),
     [
         ([{"CPU": 8}], None, "cuda", "no machine of the cluster has a GPU"),
-        ([{"CPU": 8, "GPU": 1}], 2, "auto", "has 1 GPUs"),
+        ([{"CPU": 8, "GPU": 2}], 9, "auto", "choose --workers 8"),
         ([{"CPU": 2}, {"CPU": 2}], 5, "cpu", "choose --workers 4 or fewer"),
     ],
 )
