@@ -328,7 +328,7 @@ class Segmenter:
             share = (found / len(self._planes)).to(grid.dtype)
             candidates = torch.cat([highest, logits.flatten()])
             now_highest = candidates.topk(min(PRESENCE_PIXELS, len(candidates))).values
-            now_finite = finite & logits.isfinite().all()
+            now_finite = finite & logits.sum().isfinite()
             # memory cannot run out from here on, after which a batch that is tried again would be added twice
             kept = plane.kept[part]
             for target, source in _runs(len(grid) - 1 - kept[::-1] if 0 in flips else kept):
