@@ -248,7 +248,7 @@ class Trainer:
                 self._tell(on_step, start + len(chosen), len(positions))
 
     def _draw(self, positions: np.ndarray) -> list[Sample]:
-        """Draw this process's share of a batch."""
+        """Draw this process's share of a batch, while the batch before is trained on."""
         own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         return [self._samples.draw(int(p), (self.plan.seed, self._standing.epoch), self._is_wanted) for p in own]
 
@@ -316,7 +316,7 @@ class Trainer:
         return self._transfers.to_device(self._activations.fetch([sample.key for sample in batch], compute)).float()
 
     def _is_wanted(self, image: Hashable) -> bool:
-        """Return whether an image itself is needed, and not only its activations."""
+        """Return whether an image itself is needed, and not only its activations, which once kept stay so."""
         return self._activations is None or image not in self._activations
 
     def _activation_cache(self, wanted: str) -> ActivationCache | None:
