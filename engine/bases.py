@@ -58,9 +58,13 @@ class Base:
         open_clip.
 
         Raises:
-            UserError: weights are missing or do not fit the configuration, or open_clip is not installed.
+            UserError: weights are missing, do not fit the configuration or are no longer those of `sha256`, or
+                open_clip is not installed.
         """
-        return (self._load_clip() if self.kind == "clip" else self._load_clipseg()).eval()
+        network = self._load_clip() if self.kind == "clip" else self._load_clipseg()
+        if hash_weights(self.folder / KIND_FILES[self.kind][1]) != self.sha256:
+            raise UserError(f"the weights in {self.folder} were replaced meanwhile; start again")
+        return network.eval()
 
     def _load_clip(self) -> nn.Module:
         configuration, weights, _ = KIND_FILES["clip"]
@@ -116,7 +120,7 @@ def open_base(name_or_folder: str) -> Base:
         UserError: there is no such base, its files are incomplete or damaged, or it is neither a CLIPSeg nor a
             CLIP of open_clip.
     """
-    folder = _find_base(name_or_folder)
+    folder = _find_base(name_or_folder).absolute()
     kind = next(kind for kind in KIND_FILES if (folder / KIND_FILES[kind][0]).is_file())
     configuration, weights, _ = KIND_FILES[kind]
     settings = {}

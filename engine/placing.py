@@ -44,11 +44,12 @@ def _can_share(base: Base, card: AdapterCard | None) -> bool:
 
 
 def _network(base: Base, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    key = base.sha256, device, dtype
+    key = base, device, dtype
     network = _networks.get(key)
     if network is None:
-        network = _networks[key] = base.load_network()
+        network = base.load_network()
         _prepare(network, device, dtype)
+        _networks[key] = network  # not before: where memory runs out meanwhile, a part of it has moved
     return network
 
 

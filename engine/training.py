@@ -101,6 +101,8 @@ class Trainer:
         mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
         AcceleratorState._reset_state()  # it would hold a second training of a process to the first one's precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+        if device.type == "cuda" and device.index is not None and self.accelerator.num_processes == 1:
+            torch.cuda.set_device(device)  # accelerate takes the current GPU, which is the first one otherwise
         torch.manual_seed(plan.seed)
         network = base.load_network()
         if device.type == "cpu" and base.kind == "clipseg":  # the plain attention's backward pass is faster there
@@ -114,7 +116,10 @@ class Trainer:
         named = self.model.trained.named_parameters()
         self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+            self._parameters.values(),
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            fused=self.accelerator.device.type != "mps",  # where it steps even when fp16 gradients overflowed
         )
         self._scheduler = _scheduler(self._optimizer, plan)
         self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
@@ -243,7 +248,7 @@ class Trainer:
                 self._tell(on_step, start + len(chosen), len(positions))
 
     def _draw(self, positions: np.ndarray) -> list[Sample]:
-        """Draw this process's share of a batch."""
+        """Draw this process's share of a batch, while the batch before is trained on."""
         own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         return [self._samples.draw(int(p), (self.plan.seed, self._standing.epoch), self._is_wanted) for p in own]
 
@@ -311,7 +316,7 @@ class Trainer:
         return self._transfers.to_device(self._activations.fetch([sample.key for sample in batch], compute)).float()
 
     def _is_wanted(self, image: Hashable) -> bool:
-        """Return whether an image itself is needed, and not only its activations."""
+        """Return whether an image itself is needed, and not only its activations, which once kept stay so."""
         return self._activations is None or image not in self._activations
 
     def _activation_cache(self, wanted: str) -> ActivationCache | None:

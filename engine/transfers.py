@@ -13,8 +13,9 @@ STAGED_BYTES = 32 << 20
 class Transfers:
     """Brings batches to a device and results back.
 
-    Copies to a GPU go through pinned memory in a stream of their own, so that the next batch is cut and copied
-    while one is computed. A CPU copies nothing, and its streams and events are PyTorch's, which do nothing.
+    With CUDA, copies to the device go through pinned memory in a stream of their own, so that the next batch is cut
+    and copied while one is computed. Elsewhere PyTorch's streams and events of the CPU stand in, which do nothing:
+    a CPU copies nothing, and MPS copies while the host waits.
     """
 
     def __init__(self, device: torch.device):

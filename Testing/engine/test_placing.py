@@ -1,16 +1,20 @@
 """Models on their device: one copy of a base for all adapters that leave it as it is, and the same results."""
 
 import gc
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SIDE, make_adapter
+from safetensors.torch import load_file, save_file
 
 from engine import placing
 from engine.bases import open_base
 from engine.bundle import load_model, read_card
+from engine.errors import UserError
 from engine.imaging.volume import Volume
 from engine.model.methods import ADAPTERS
 from engine.model.prompted import PromptedNet
@@ -61,6 +65,39 @@ def test_a_base_is_let_go_of_with_the_last_model_on_it(tmp_path, tiny_base):
     del other
     gc.collect()
     assert len(placing._networks) == before
+
+
+def test_a_base_whose_placing_failed_is_not_taken_for_a_placed_one(tiny_base, monkeypatch):
+    gc.collect()
+    prepare = placing._prepare
+
+    def run_out_of_memory(net, device, dtype):
+        net.to("meta")
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(placing, "_prepare", run_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as failure:  # it holds the base, as an interactive shell would
+        place(tiny_base, None)
+    monkeypatch.setattr(placing, "_prepare", prepare)
+    assert logits(place(tiny_base, None), tiny_base).isfinite().all(), failure
+
+
+def test_bases_of_equal_weights_and_other_settings_are_not_shared(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "other")
+    config = json.loads((tiny_base / "config.json").read_text())
+    config["conditional_layer"] = 1 - config["conditional_layer"]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    one, other = place(tiny_base, None), place(tmp_path / "other", None)
+    assert one.decoder.conditional_layer != other.decoder.conditional_layer
+
+
+def test_weights_that_were_replaced_after_they_were_hashed_are_refused(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    base = open_base(str(tmp_path / "base"))
+    file = base.folder / "model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="were replaced"):
+        place_model(base, None, None, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("method", ["shallow", "decoder"])

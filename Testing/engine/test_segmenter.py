@@ -1,5 +1,8 @@
 """The main job as a library: encode once, ask many times."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -242,6 +245,63 @@ def test_where_not_even_one_slice_fits_the_cpu_takes_over_and_says_so(tiny_base,
     assert "going on with the CPU" in caplog.text
     assert segmenter.device.type == "cpu"
     np.testing.assert_allclose(segmenter.segment("brain").probability, expected, atol=other_precision)
+
+
+@pytest.mark.parametrize("plane", ["axial", "all"])
+def test_a_batch_that_memory_ran_out_for_at_its_end_counts_once(segmenter, volume, monkeypatch, plane):
+    segmenter.batch_size = 4
+    segmenter.set_volume(volume, plane=plane)
+    expected = segmenter.segment("brain")
+    full = [True, False, True]
+    topk = torch.Tensor.topk
+
+    def topk_that_runs_out(values, count):
+        if full and full.pop(0):
+            raise torch.OutOfMemoryError
+        return topk(values, count)
+
+    monkeypatch.setattr(torch.Tensor, "topk", topk_that_runs_out)
+    result = segmenter.segment("brain")
+    assert not full
+    np.testing.assert_allclose(result.probability, expected.probability, atol=1e-3)
+    assert result.presence == pytest.approx(expected.presence, abs=1e-4)
+
+
+@pytest.mark.parametrize("overflow", [np.inf, -np.inf, np.nan])
+def test_what_overflows_is_an_error_and_no_result(segmenter, volume, monkeypatch, overflow):
+    decode = segmenter.model.decode
+
+    def decode_with_overflow(maps, condition):
+        logits = decode(maps, condition)
+        logits[0, 0, 0] = overflow
+        return logits
+
+    segmenter.set_volume(volume)
+    monkeypatch.setattr(segmenter.model, "decode", decode_with_overflow)
+    with pytest.raises(UserError, match="--precision fp32"):
+        segmenter.segment("brain")
+
+
+def test_the_cpu_takes_over_wherever_the_program_has_gone(tmp_path, tiny_adapter, volume, monkeypatch):
+    monkeypatch.chdir(tiny_adapter.parent)
+    segmenter = Segmenter(tiny_adapter.name, device="cpu")
+    segmenter.set_volume(volume)
+    expected = segmenter.segment("brain").probability
+    monkeypatch.chdir(tmp_path.parent)
+    segmenter._move_to_cpu()
+    assert np.array_equal(segmenter.segment("brain").probability, expected)
+
+
+def test_bases_that_read_slices_of_another_size_share_no_encodings(tmp_path, tiny_base, segmenter, volume):
+    shutil.copytree(tiny_base, tmp_path / "other")
+    (tmp_path / "other" / "preprocessor_config.json").write_text(json.dumps({"size": SIDE // 2}))
+    other, alone = (Segmenter(base=str(tmp_path / "other"), device="cpu", precision="fp32") for _ in range(2))
+    assert other.base.sha256 == segmenter.base.sha256 and other.base.side != segmenter.base.side
+    segmenter.set_volume(volume)
+    other.cache = segmenter.cache
+    for each in (other, alone):
+        each.set_volume(volume)
+    assert np.array_equal(other.segment("brain").probability, alone.segment("brain").probability)
 
 
 def test_memory_that_does_not_hold_one_slice_on_the_cpu_is_a_clear_error(segmenter, volume, monkeypatch):

@@ -39,32 +39,39 @@ def side_by_side(works: dict[str, Callable[[], object]], repeats: int, device: t
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Watch memory: on a GPU what PyTorch holds there, on a CPU what the process has resident.
+    """Watch memory (see `held_mib`).
 
     Yields:
         a function that returns the highest so far, in MiB, without what was held before.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield lambda: (torch.cuda.max_memory_allocated(device) - before) / MIB
+        before = held_mib(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) / MIB - before
         return
     _give_back()
-    process, ended = psutil.Process(), threading.Event()
-    before = highest = process.memory_info().rss
+    ended = threading.Event()
+    before = highest = held_mib(device)
 
     def watch() -> None:
         nonlocal highest
         while not ended.wait(SAMPLE_SECONDS):
-            highest = max(highest, process.memory_info().rss)
+            highest = max(highest, held_mib(device))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield lambda: (max(highest, process.memory_info().rss) - before) / MIB
+        yield lambda: max(highest, held_mib(device)) - before
     finally:
         ended.set()
         watcher.join()
+
+
+def held_mib(device: torch.device) -> float:
+    """Return the memory that is taken now: on a GPU by PyTorch's tensors there, on a CPU by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / MIB
+    return psutil.Process().memory_info().rss / MIB
 
 
 def machine(device: torch.device) -> dict:
@@ -95,3 +102,5 @@ def _give_back() -> None:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -20,7 +19,7 @@ from engine.metrics import dice
 from engine.model.faster import pack_for_cpu
 from engine.model.prompted import PromptedNet
 from engine.segmenter import DEFAULT_THRESHOLD, Segmenter
-from engine.speed.clock import MIB, peak_memory, seconds_of, side_by_side
+from engine.speed.clock import MIB, held_mib, peak_memory, seconds_of, side_by_side
 from engine.speed.inputs import PROMPTS, random_volume
 from engine.speed.plain import PlainForward
 
@@ -108,7 +107,7 @@ def over_adapters(
     plain_seconds = _plain_seconds(plain, slices)
     rows, warm = [], []
     load = encode = prompt = 0.0
-    before = psutil.Process().memory_info().rss
+    before = held_mib(plain.device)
     for number, adapter in enumerate(adapters, start=1):
         started = time.perf_counter()
         warm.append(Segmenter(str(adapter), **settings))
@@ -118,7 +117,7 @@ def over_adapters(
         prompt += seconds_of(lambda: warm[-1].segment(PROMPTS[0]), plain.device)
         if number in counts:
             seconds = {"load_seconds": load, "encode_seconds": encode, "prompt_seconds": prompt}
-            held = (psutil.Process().memory_info().rss - before) / MIB
+            held = held_mib(plain.device) - before
             plain_total = plain_seconds * number
             rows.append({"adapters": number, **seconds, "plain_seconds": plain_total, "held_mib": held})
     return rows
@@ -230,7 +229,7 @@ def _shares(work: Callable[[], None], device: torch.device) -> list[Row]:
         work()
     kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     spent = {event.key: getattr(event, kind) for event in profiler.key_averages()}
-    whole = sum(spent.values())
+    whole = sum(spent.values()) or 1  # some systems let no program see the times of their GPU
     largest = sorted(spent, key=spent.get, reverse=True)[:OPERATIONS_SHOWN]
     return [{"operation": name, "share": spent[name] / whole} for name in largest]
 
