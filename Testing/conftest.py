@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from engine.prompts import MAXIMUM_TOKENS
 from engine.vocabulary import train_tokenizer
 
 SIDE = 64
+PATIENCE_SECONDS = 600  # for what takes seconds on an idle machine: only what hangs takes longer on a busy one
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_ADAPTERS = sorted(path.parent.name for path in ROOT.glob("Resources/Models/*/adapter.safetensors"))
 
@@ -263,6 +265,14 @@ def write_series(
         name = hashlib.sha256(repr((uid, index, position, attributes)).encode()).hexdigest()[:8]
         slice_.save_as(folder / f"{name}.dcm", enforce_file_format=True)
     return uid
+
+
+def wait_until(condition) -> None:
+    """Wait for a state, however long a busy machine takes to reach it."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
 
 
 def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:
