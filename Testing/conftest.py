@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,13 @@ SIDE = 64
 PATIENCE_SECONDS = 600  # for what takes seconds on an idle machine: only what hangs takes longer on a busy one
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_ADAPTERS = sorted(path.parent.name for path in ROOT.glob("Resources/Models/*/adapter.safetensors"))
+
+with suppress(ImportError):  # it is not in the viewer's environment
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine may take long over any example.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

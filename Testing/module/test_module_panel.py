@@ -5,13 +5,12 @@ import time
 import numpy as np
 import pytest
 import qt_stand_in
-from conftest import ball, own_folder
+from conftest import PATIENCE_SECONDS, ball, own_folder
 from harness import MODULE, add_volume, ids_by_name, make_models, mask_of, open_scene, slicer, warm_engine
 
 from engine.imaging import intensity
 
 SHAPE = (6, 40, 48)
-PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
