@@ -328,6 +328,18 @@ def test_cancelling_at_the_first_news_does_not_stop_an_engine_that_is_warm(engin
     assert not stopped
 
 
+def test_after_ctrl_c_in_a_console_another_segmentation_is_possible(engine, volume):
+    logic = SegmenterLogic(engine)
+
+    def interrupt(text, event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        logic.segment(volume, "brain", "head", on_progress=interrupt)
+    assert not logic.is_busy and logic.status == "cancelled"
+    assert logic.segment(volume, "brain", "head") is not None
+
+
 def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(engine, volume):
     logic = SegmenterLogic(engine, follow=lambda job: None)
     ended = []

@@ -118,6 +118,7 @@ class SegmenterLogic:
             job.wait(_let_slicer_live)
         except BaseException:  # Ctrl-C in a console
             self.cancel()
+            job.wait()  # nobody else polls it, and it would count as running for ever
             raise
         if job.error:
             raise job.error
