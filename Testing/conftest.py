@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,16 @@ from engine.prompts import MAXIMUM_TOKENS
 from engine.vocabulary import train_tokenizer
 
 SIDE = 64
+PATIENCE_SECONDS = 600  # for what takes seconds on an idle machine: only what hangs takes longer on a busy one
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_ADAPTERS = sorted(path.parent.name for path in ROOT.glob("Resources/Models/*/adapter.safetensors"))
+
+with suppress(ImportError):  # it is not in the viewer's environment
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine may take long over any example.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +272,14 @@ def write_series(
         name = hashlib.sha256(repr((uid, index, position, attributes)).encode()).hexdigest()[:8]
         slice_.save_as(folder / f"{name}.dcm", enforce_file_format=True)
     return uid
+
+
+def wait_until(condition) -> None:
+    """Wait for a state, however long a busy machine takes to reach it."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
 
 
 def run_command(monkeypatch, capsys, main, *arguments) -> tuple[int, str, str]:

@@ -20,6 +20,7 @@ from engine.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120.0  # loading PyTorch from a cold disk takes long
 STOP_SECONDS = 5.0
+DYING_SECONDS = 5.0  # between a killed server's last word and its end; with a launcher, on a busy machine
 
 
 class Server:
@@ -96,7 +97,7 @@ class Server:
     def _stays_alive(self) -> bool:
         """Return whether it lives on; one that was killed lets go of its connections a moment before it is gone."""
         try:
-            self._process.wait(1)
+            self._process.wait(DYING_SECONDS)
         except (subprocess.TimeoutExpired, AttributeError):
             return self._process is not None
         return False

@@ -4,6 +4,7 @@ import threading
 from contextlib import closing
 
 import pytest
+from conftest import PATIENCE_SECONDS
 
 from engine.ahead import ahead
 
@@ -16,7 +17,7 @@ def test_the_next_one_is_made_while_one_is_used_and_no_further_one():
     made = {number: threading.Event() for number in range(4)}
     for number in ahead(lambda number: made[number].set() or number, range(4)):
         if number < 3:
-            assert made[number + 1].wait(60)
+            assert made[number + 1].wait(PATIENCE_SECONDS)
         assert not any(made[later].is_set() for later in range(number + 2, 4))
 
 

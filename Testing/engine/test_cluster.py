@@ -12,7 +12,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from batch import command, make_studies, results, summary
-from conftest import ROOT, run_command
+from conftest import PATIENCE_SECONDS, ROOT, run_command
 
 from engine import segment
 from engine.cluster import connected, shares
@@ -86,9 +86,9 @@ def test_after_ctrl_c_and_a_killed_worker_all_is_there_and_nothing_was_done_twic
     wait_for(lambda: len(done(shared)) >= 3, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130 and errors.endswith("stopped\n") and "Traceback" not in errors, errors
-    assert not psutil.wait_procs(family, timeout=20)[1] and not (shared / "summary.csv").exists()
+    assert not psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1] and not (shared / "summary.csv").exists()
     at_first = done(shared)
 
     process = start(command(tmp_path / "studies", tiny_adapter, shared))
@@ -96,9 +96,9 @@ def test_after_ctrl_c_and_a_killed_worker_all_is_there_and_nothing_was_done_twic
     family = psutil.Process(process.pid).children(recursive=True)
     wait_for(lambda: any(is_at_work(worker) and not worker.kill() for worker in family), process)
     before = done(shared)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2 and f"{len(faulty)} of {COUNT} studies failed" in errors, errors
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1]
 
     assert results(shared) == results(alone) and len(results(shared)) == COUNT - len(faulty)
     assert summary(shared) == summary(alone)
@@ -119,7 +119,7 @@ def start(words) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, process, seconds: float = 240) -> None:
+def wait_for(condition, process, seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

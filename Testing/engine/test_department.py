@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 
 from engine.client import Client
 from engine.errors import UserError
@@ -47,9 +47,9 @@ def department(models):
     finally:
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130 and "Traceback" not in errors, errors
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1]
 
 
 def python_path() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import files, run_command, write_series
+from conftest import PATIENCE_SECONDS, files, run_command, write_series
 from pydicom.uid import generate_uid
 
 from engine import segment
@@ -22,7 +22,6 @@ from engine.imaging.dicomweb import fetched, store
 from engine.imaging.reading import find_studies, read_volume
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-SECONDS_TO_START = 30
 
 
 def free_port() -> int:
@@ -54,7 +53,7 @@ def orthanc(tmp_path_factory):
         process = subprocess.Popen([program, folder / "settings.json"], stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(SECONDS_TO_START * 5):
+        for _ in range(PATIENCE_SECONDS * 5):
             try:
                 urllib.request.urlopen(f"{address}/dicom-web/studies").read()
                 break
@@ -64,7 +63,7 @@ def orthanc(tmp_path_factory):
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_SECONDS)
 
 
 def put_series(orthanc: str, folder: Path, **attributes) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, files, run_command, small_disk
+from conftest import PATIENCE_SECONDS, ROOT, files, run_command, small_disk
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -47,7 +47,7 @@ def train_and_kill(tiny_base, write: int, *arguments) -> int:
     words = [sys.executable, "-c", KILLED, write, "--base", tiny_base, "--device", "cpu", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*map(str, words)], env=environment, cwd=ROOT, timeout=120, capture_output=True
+        [*map(str, words)], env=environment, cwd=ROOT, timeout=PATIENCE_SECONDS, capture_output=True
     ).returncode
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import ROOT, ball, files, make_adapter, run_command, small_disk
+from conftest import PATIENCE_SECONDS, ROOT, ball, files, make_adapter, run_command, small_disk
 
 import engine.bundle
 from engine import segment, studies
@@ -49,7 +49,7 @@ def command(monkeypatch, capsys, tiny_adapter):
 def test_who_is_killed_while_writing_leaves_the_old_file_or_the_new_one(tmp_path):
     words = [sys.executable, str(ROOT / "Testing" / "killed_writers.py"), str(tmp_path), str(KILLS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [sum(kind["found"].values()) for kind in told.values()] == [KILLS] * 4

@@ -8,7 +8,7 @@ import sys
 import zlib
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 from fuzzing.kinds import _bytes_of, _slice
 from pydicom import DataElement
 from pydicom.config import IGNORE
@@ -30,7 +30,9 @@ def done(tmp_path_factory, tiny_base):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "VLSM_"))}
     environment |= {"PYTHONPATH": str(ROOT), "VLSM_MODELS": str(place / "models"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, ROOT / "Testing" / "main_paths.py", scan, data, tiny_base, output]
-    process = subprocess.run([*map(str, words)], env=environment, cwd=place, capture_output=True, timeout=500)
+    process = subprocess.run(
+        [*map(str, words)], env=environment, cwd=place, capture_output=True, timeout=PATIENCE_SECONDS
+    )
     assert process.returncode == 0, process.stderr.decode()[-3000:]
     assert _contents(scan) | _contents(data) == before  # inputs are never changed
     streams = process.stdout + process.stderr

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, ball, files, make_adapter, run_command
+from conftest import PATIENCE_SECONDS, ROOT, ball, files, make_adapter, run_command
 
 from engine import batch, segment
 
@@ -344,24 +344,26 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(scan, tmp_path):
         if line.startswith("import 'torch") or line.startswith("import 'numpy"):
             break
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
     assert "stopped" in errors and "Traceback" not in errors
 
 
-def test_ctrl_c_stops_within_a_second_and_leaves_no_file(tmp_path, tiny_adapter):
+def test_ctrl_c_stops_in_a_quarter_of_the_time_that_starting_took_and_leaves_no_file(tmp_path, tiny_adapter):
+    """That is a second where nothing else runs, and both take longer on a busy machine."""
     noise = np.random.default_rng(0).integers(0, 255, (4000, 64, 64)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(noise), tmp_path / "large.nrrd")
     before = files(tmp_path)
     arguments = [tmp_path / "large.nrrd", "-p", "brain", "-o", tmp_path / "o.seg.nrrd", "--adapter", tiny_adapter]
+    began = time.monotonic()
     process = start([*arguments, "--batch-size", "1"], tmp_path)
     for line in process.stderr:  # wait until slices are being encoded
         if line.startswith("encoding"):
             break
-    started = time.monotonic()
+    asked = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-    assert time.monotonic() - started < 1.0
+    process.wait(timeout=PATIENCE_SECONDS)
+    assert time.monotonic() - asked < (asked - began) / 4
     assert process.returncode == 130
     assert "Traceback" not in process.stderr.read()
     assert files(tmp_path) == before

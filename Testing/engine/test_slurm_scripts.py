@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from batch import make_studies, results
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 
 from engine.bundle import read_card
 
@@ -51,7 +51,9 @@ def submit(script: str, folder: Path, arguments, tasks: int = 1) -> subprocess.C
     }
     words = ["bash", ROOT / "Resources" / "Cluster" / script, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.run([*map(str, words)], env=environment, cwd=folder, timeout=120, check=False, **pipes)
+    return subprocess.run(
+        [*map(str, words)], env=environment, cwd=folder, timeout=PATIENCE_SECONDS, check=False, **pipes
+    )
 
 
 def test_a_batch_starts_ray_and_ends_it(tmp_path, tiny_adapter):

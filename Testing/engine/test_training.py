@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SIDE, ball, files, run_command
+from conftest import PATIENCE_SECONDS, ROOT, SIDE, ball, files, run_command, wait_until
 from safetensors.torch import load_file
 from transformers import CLIPSegForImageSegmentation
 
@@ -303,7 +302,7 @@ def start(arguments, processes: int, command: str = "engine.train") -> subproces
 def launch(arguments, processes: int, command: str = "engine.train") -> subprocess.CompletedProcess:
     """Run a trainer in several processes to its end."""
     with start(arguments, processes, command) as process:
-        printed, errors = process.communicate(timeout=150)
+        printed, errors = process.communicate(timeout=PATIENCE_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
@@ -329,20 +328,13 @@ def test_processes_of_which_one_is_interrupted_stop_together_and_go_on(pictures,
         wait_until(lambda: log.is_file() and len(log.read_text().splitlines()) > 2)
         second = next(c for c in psutil.Process(process.pid).children() if c.environ()["RANK"] == "1")
         second.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert "the run is saved" in printed, errors
     done = len(log.read_text().splitlines()) - 1
     assert 2 <= done < 500
     result = launch([*options, "--epochs", done + 1, "--patience-epochs", 500, "--resume"], processes=2)
     assert result.returncode == 0, result.stderr
     assert len(log.read_text().splitlines()) - 1 == done + 1
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_an_adapter_that_is_there_is_not_replaced(train_command, pictures, tmp_path, tiny_adapter):

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
-from conftest import ball, own_folder
+from conftest import PATIENCE_SECONDS, ball, own_folder, wait_until
 from harness import (
     DIRECTIONS,
     add_transform,
@@ -299,22 +298,46 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(logic, volume, scene
     assert not logic.is_busy and not logic.can_undo
 
 
-def test_a_cancelled_job_writes_nothing_and_ends_within_a_second(engine, scene):
-    logic = SegmenterLogic(engine)
-    large = add_volume(np.random.default_rng(0).integers(0, 200, (600, 64, 64)).astype(np.int16))
-    asked = []
+def test_a_cancelled_job_writes_nothing_and_ends_before_all_its_slices_are_encoded(engine, scene, monkeypatch):
+    """A hundred slices of this model take two seconds or more where nothing else runs."""
+    logic, client, given = SegmenterLogic(engine), engine.client(), []
+    put_volume = client.put_volume
+    monkeypatch.setattr(client, "put_volume", lambda *a, **k: given.append(put_volume(*a, **k)) or given[-1])
+    voxels = np.random.default_rng(0).integers(0, 200, (100, 64, 64)).astype(np.int16)
 
     def stop(text, event):
-        if event["state"] == "encoding" and not asked:
-            asked.append(time.monotonic())
+        if event["state"] == "encoding":
             logic.cancel()
 
     with pytest.raises(Cancelled):
-        logic.segment(large, "brain", "head", on_progress=stop)
-    assert asked and time.monotonic() - asked[0] < 1
+        logic.segment(add_volume(voxels), "brain", "head-t1", plane="axial", on_progress=stop)
+    wait_until(lambda: not client.health()["jobs"]["running"])
+    (volume,) = given
+    assert client._json("GET", f"/volumes/{volume.id}")["bytes"] == voxels.nbytes  # not all of it was encoded
     assert logic.status == "cancelled"
     assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
     logic.segment(add_volume(np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.int16)), "brain", "head")
+
+
+def test_cancelling_at_the_first_news_does_not_stop_an_engine_that_is_warm(engine, volume, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(engine, "stop", lambda: stopped.append(True))
+    logic = SegmenterLogic(engine)
+    with pytest.raises(Cancelled):
+        logic.segment(volume, "brain", "head", on_progress=lambda text, event: logic.cancel())
+    assert not stopped
+
+
+def test_after_ctrl_c_in_a_console_another_segmentation_is_possible(engine, volume):
+    logic = SegmenterLogic(engine)
+
+    def interrupt(text, event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        logic.segment(volume, "brain", "head", on_progress=interrupt)
+    assert not logic.is_busy and logic.status == "cancelled"
+    assert logic.segment(volume, "brain", "head") is not None
 
 
 def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(engine, volume):
@@ -323,7 +346,7 @@ def test_a_callback_comes_in_the_thread_that_polls_and_a_second_job_is_refused(e
     job = logic.segment(volume, "brain", "head", on_done=ended.append)
     with pytest.raises(UserError, match="another segmentation is running"):
         logic.segment(volume, "brain", "head")
-    time.sleep(0.1)
+    assert job._ended.wait(PATIENCE_SECONDS)
     assert not ended  # nobody has polled yet
     job.wait()
     assert ended == [job] and job.error is None
@@ -349,7 +372,7 @@ def test_an_engine_that_dies_is_said_and_starts_again(engine, volume, models):
     assert logic.status.startswith("left lung: ")
 
 
-def test_cancelling_while_the_engine_starts_ends_its_process(volume):
+def test_cancelling_while_the_engine_starts_ends_its_process_before_it_serves(volume):
     logic = SegmenterLogic(LocalEngine(arguments=("--device", "cpu")))
     pids = []
 
@@ -360,9 +383,8 @@ def test_cancelling_while_the_engine_starts_ends_its_process(volume):
             logic.cancel()
 
     job = logic._start(volume, None, Request(("brain",)), None, lambda *news: None)
-    begun = time.monotonic()
     job.wait(stop)
-    assert isinstance(job.error, Cancelled) and time.monotonic() - begun < 10
+    assert isinstance(job.error, Cancelled) and logic.engine._server.url == ""
     with pytest.raises(ProcessLookupError):
         os.killpg(pids[0], 0)
 

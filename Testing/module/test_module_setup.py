@@ -159,7 +159,6 @@ def test_adapters_are_listed_with_method_data_and_dice(panel):
 
 
 def test_an_adapter_is_installed_shown_and_removed(panel, answers, models, tmp_path, tiny_base, monkeypatch):
-    monkeypatch.setattr("test_module_panel.PATIENCE_SECONDS", 500)  # processes that load PyTorch one after another
     ui = panel.ui
     make_adapter(tmp_path / "nodule", tiny_base, licence="CC BY 4.0")
     archive = shutil.make_archive(str(tmp_path / "nodule"), "zip", tmp_path, "nodule")

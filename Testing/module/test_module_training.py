@@ -160,6 +160,20 @@ def test_a_training_is_stopped_goes_on_and_is_over(training, tiny_base):
         training.start(pairs, settings)
 
 
+def test_after_ctrl_c_in_a_console_a_training_has_saved_and_goes_on(training, tiny_base):
+    pairs = [labelled({"ball": BALL}), labelled({"ball": BALL}, name="another")]
+
+    def interrupt(text, event):
+        if event["state"] == "training" and event["done"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.start(pairs, Settings("mine", base=str(tiny_base), epochs=1000), on_progress=interrupt)
+    assert not training.is_busy and training.status == "stopped; Resume goes on"
+    done = len((user_models() / "mine/run/log.csv").read_text().splitlines()) - 1
+    assert training.resume("mine", epochs=done + 1) == "mine"
+
+
 def test_a_training_that_fails_says_why(training):
     pairs = [labelled({"ball": BALL}), labelled({"ball": BALL}, name="another")]
     with pytest.raises(UserError, match=r"'mine' stopped: .*nobody"):

@@ -44,13 +44,17 @@ class LocalEngine:
     Args:
         python: that has the engine's packages; Slicer's own when it is empty.
         arguments: further ones of `python -m engine.serve`.
+
+    Attributes:
+        is_starting: whether somebody waits for it to start; `stop` ends that.
     """
 
     def __init__(self, python: str = "", arguments: tuple[str, ...] = ()):
         self.python = python or slicers_python()
         self._server = Server(self.python, arguments, _environment(self.python))
         self._client: Client | None = None
-        self._starting = threading.Lock()
+        self.is_starting = False
+        self._asking = threading.Lock()
 
     def client(self) -> Client:
         """Return a client, starting the engine where it does not run. Takes seconds: call it in a thread.
@@ -58,9 +62,13 @@ class LocalEngine:
         Raises:
             UserError: it does not start.
         """
-        with self._starting:
+        with self._asking:
             if self._client is None or not self._server.is_alive:
-                self._client = self._server.start(START_SECONDS)
+                self.is_starting = True
+                try:
+                    self._client = self._server.start(START_SECONDS)
+                finally:
+                    self.is_starting = False
             return self._client
 
     def stop(self) -> None:
@@ -82,6 +90,8 @@ class LocalEngine:
 
 class RemoteEngine:
     """A server that somebody started, reached by its address with its token."""
+
+    is_starting = False
 
     def __init__(self, url: str, token: str):
         self._url, self._token = url.strip(), token.strip()

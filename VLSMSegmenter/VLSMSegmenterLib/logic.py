@@ -70,7 +70,6 @@ class SegmenterLogic:
         self._findings: dict[tuple[str, str], Finding] = {}  # by the ids of segmentation and segment
         self._undo: list[tuple[str, bool, dict[str, segmentations.Snapshot | None]]] = []  # node, was new, before
         self._sent: _Sent | None = None  # the last volume, for the next prompt
-        self._state = ""
 
     @property
     def is_busy(self) -> bool:
@@ -119,6 +118,7 @@ class SegmenterLogic:
             job.wait(_let_slicer_live)
         except BaseException:  # Ctrl-C in a console
             self.cancel()
+            job.wait()  # nobody else polls it, and it would count as running for ever
             raise
         if job.error:
             raise job.error
@@ -141,7 +141,7 @@ class SegmenterLogic:
         """Stop the running job, if any; nothing is written."""
         if self.is_busy:
             self.job.cancel()
-            if self._state == "starting":  # it listens to nobody yet
+            if self.engine.is_starting:  # it listens to nobody yet
                 self.job.give_up_now()
 
     def close(self) -> None:
@@ -251,12 +251,10 @@ class SegmenterLogic:
         order = self._order(volume, request)
 
         def progress(event: dict) -> None:
-            self._state = event["state"]
             self.status = words.progress(event)
             on_progress(self.status, event)
 
         def end(job: Job) -> None:
-            self._state = ""
             if job.error is None:
                 found, job.value = job.value, None
                 try:

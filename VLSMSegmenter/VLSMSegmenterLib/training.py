@@ -187,6 +187,7 @@ class Training:
             self.job.wait()
         except BaseException:  # Ctrl-C in a console
             self.close()
+            self.job.wait()  # until it has saved; nobody else polls it
             raise
         if self.job.error:
             raise self.job.error

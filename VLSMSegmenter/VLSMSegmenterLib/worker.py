@@ -58,7 +58,7 @@ class Job:
         self._news.put(event)
 
     def cancel(self) -> None:
-        """Ask the job to stop; `on_end` comes when it has."""
+        """Ask the job to stop; `on_end` comes when it has, with `Cancelled` even where all was done already."""
         if self._cancelled_at is None:
             self._cancelled_at = time.monotonic()
 
@@ -77,6 +77,8 @@ class Job:
         if self.cancelled and not ended and time.monotonic() - self._cancelled_at > PATIENCE_SECONDS:
             self.give_up_now()
         if ended and not self.finished:
+            if self.cancelled:  # also after all was done: who cancelled wants nothing of it
+                self.value, self.error = None, Cancelled()
             self.finished = True
             self._on_end(self)
         return self.finished
@@ -92,8 +94,6 @@ class Job:
             self.value = self._work(self)
         except BaseException as error:  # it is raised again, or shown, by the main thread
             self.error = error
-        if self.cancelled:
-            self.value, self.error = None, Cancelled()
         self._ended.set()
 
 
