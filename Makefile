@@ -13,6 +13,9 @@ TORCH ?= torch==2.13.0
 # How many test cases of each set `make results` measures: all (SUBSET=) take about twice as long.
 SUBSET ?= 20
 
+# As in engine/__init__.py, for tests that load PyTorch before the engine.
+export GOMP_SPINCOUNT ?= 10000
+
 BIN := .venv/bin
 READY := .venv/ready
 # Slicer's libraries in the viewer are of another version than in the tests of the module.

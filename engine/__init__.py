@@ -6,6 +6,7 @@ The names are loaded when they are first used, so that `import engine` costs not
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from engine.segmenter import Segmenter
 
 __version__ = "0.1.0"
+
+# PyTorch's threads wait for each other by turning in circles; where other programs want the cores, that takes many
+# times as long as the work. So they turn for a moment only. GNU's OpenMP reads this when PyTorch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
     "Segmenter": "engine.segmenter",

@@ -99,3 +99,13 @@ def test_importing_the_package_loads_nothing_and_its_names_are_there():
 def test_the_names_of_options_are_those_of_what_they_name():
     assert tuple(METHODS) == choices.METHODS and set(choices.METHODS) == set(LEARNING_RATES)
     assert tuple(LOSSES) == choices.LOSSES
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_give_way_to_other_programs_unless_the_user_chose(own, expected):
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | own
+    code = "import sys, engine, os; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [expected, "False"], done.stderr
