@@ -131,12 +131,12 @@ class Segmenter:
         self.base = open_base(base)
         self.device = choose_device(device)
         self.tokenizer = self.base.load_tokenizer()
-        self._place_model(precision, batch_size)
         self.volume: Volume | None = None
         self.planes: tuple[str, ...] = ()
         self.intensity_range: tuple[float, float] = (0.0, 1.0)
         self.cache = EncodingCache()
         self._planes: list[_EncodedPlane] = []
+        self._or_on_cpu(lambda: self._place_model(precision, batch_size))
 
     @property
     def channels(self) -> str:
@@ -351,7 +351,7 @@ class Segmenter:
                 raise
             if self.device.type == "cpu":
                 raise UserError("there is not enough memory to segment even one slice; close programs") from error
-            logger.warning("the memory of %s is too small for this scan; going on with the CPU", self.device)
+            logger.warning("the memory of %s is too small; going on with the CPU", self.device)
         self._move_to_cpu()
         return work()
 

@@ -1,9 +1,10 @@
 """Train an adapter on a frozen base: draw samples, step, validate, keep the best; stop and go on anywhere."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from engine.ahead import ahead
 from engine.bases import Base
 from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.data import DataSet
-from engine.devices import choose_dtype
+from engine.devices import choose_dtype, is_out_of_memory
 from engine.errors import Cancelled, UserError
 from engine.losses import LOSSES
 from engine.metrics import dice
@@ -32,6 +33,7 @@ from engine.transfers import Transfers
 RECENT_STEPS = 20
 LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Trainer:
         self._scheduler = _scheduler(self._optimizer, plan)
         self._shared_model, self._prepared = self.accelerator.prepare(self.model, self._optimizer)
         self._transfers = Transfers(self.accelerator.device)
+        self._at_a_time = plan.batch_size
         self._samples = Sampler(
             training_set,
             base.side,
@@ -253,13 +256,43 @@ class Trainer:
         return [self._samples.draw(int(p), (self.plan.seed, self._standing.epoch), self._is_wanted) for p in own]
 
     def step(self, batch: list[Sample]) -> float:
-        """Train on samples once; return their mean loss, over all processes."""
-        loss, _ = self._forward(self._shared_model, batch)
-        self._prepared.zero_grad()
-        self.accelerator.backward(loss)
+        """Train on samples once; return their mean loss, over all processes.
+
+        Where memory does not hold what all of them need, they are taken in parts, whose gradients add up.
+
+        Raises:
+            UserError: it does not even hold a single one, or the net or several processes allow no parts.
+        """
+        loss = None
+        while loss is None:
+            self._prepared.zero_grad()
+            starts = range(0, len(batch), self._at_a_time)
+            try:
+                parts = (batch[start : start + self._at_a_time] for start in starts)
+                loss = sum(self._add_gradients(part, len(part) / len(batch)) for part in parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._take_fewer()
         self.accelerator.clip_grad_norm_(self._parameters.values(), self.plan.gradient_clip)
         self._prepared.step()
-        return self.accelerator.reduce(loss.detach(), "mean").item()
+        return self.accelerator.reduce(loss, "mean").item()
+
+    def _add_gradients(self, part: list[Sample], share: float) -> Tensor:
+        """Add the gradients of a part of a batch; return its share of the batch's loss."""
+        loss, _ = self._forward(self._shared_model, part)
+        self.accelerator.backward(loss * share)
+        return loss.detach() * share
+
+    def _take_fewer(self) -> None:
+        device, alone = self.accelerator.device, self.accelerator.num_processes == 1
+        if self._at_a_time == 1 or not alone or not isinstance(self.model, CLIPSeg):  # others count over batches
+            raise UserError(
+                f"the memory of {device} does not hold a step of training; choose a smaller --batch-size, or add "
+                "--recompute-activations if the method can"
+            )
+        self._at_a_time = -(-self._at_a_time // 2)
+        logger.warning("the memory of %s does not hold a batch; taking it by %d samples", device, self._at_a_time)
 
     def _tell(self, on_step: Callable[[int, int], None], done: int, total: int) -> None:
         """Call `on_step`; where one process is asked to stop, all of them do, or the others would wait for it."""
@@ -338,6 +371,17 @@ class Trainer:
             further = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
             further |= {f"buffer.{name}": tensor for name, tensor in self.model.trained.named_buffers()}
             save_checkpoint(self._checkpoint, self._parameters, self._optimizer, state, further)
+
+
+@contextmanager
+def among_processes() -> Iterator[None]:
+    """Leave the group of processes, where there is one, at the end: PyTorch may abort a process that ends in it,
+    and with it the others, which are still at work."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:

@@ -16,6 +16,7 @@ from engine.imaging.intensity import intensity_range
 from engine.imaging.planes import PLANES, orient
 from engine.imaging.volume import Volume
 from engine.pixels import to_pixel_values
+from engine.placing import place_model
 from engine.prompts import encode_prompts
 from engine.segmenter import Segmenter
 from engine.transfers import Transfers
@@ -302,6 +303,20 @@ def test_bases_that_read_slices_of_another_size_share_no_encodings(tmp_path, tin
     for each in (other, alone):
         each.set_volume(volume)
     assert np.array_equal(other.segment("brain").probability, alone.segment("brain").probability)
+
+
+def test_where_the_model_itself_does_not_fit_the_cpu_takes_over(tiny_base, volume, monkeypatch, caplog):
+    def place(base, folder, card, device, dtype):
+        if device.type == "meta":
+            raise torch.OutOfMemoryError
+        return place_model(base, folder, card, device, dtype)
+
+    monkeypatch.setattr("engine.segmenter.choose_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("engine.segmenter.place_model", place)
+    segmenter = Segmenter(base=str(tiny_base), precision="fp32")
+    assert "going on with the CPU" in caplog.text and segmenter.device.type == "cpu"
+    segmenter.set_volume(volume)
+    assert segmenter.segment("brain").probability.any()
 
 
 def test_memory_that_does_not_hold_one_slice_on_the_cpu_is_a_clear_error(segmenter, volume, monkeypatch):

@@ -23,15 +23,20 @@ from engine import activations, pretrain, train
 from engine.activations import ActivationCache, choose_place
 from engine.bases import open_base
 from engine.bundle import read_card
+from engine.data import open_data_set
 from engine.errors import UserError
 from engine.imaging.reading import read_volume
-from engine.losses import ReferenceLoss, SegmentationLoss
+from engine.losses import LOSSES, ReferenceLoss, SegmentationLoss
 from engine.metrics import dice
 from engine.model.clipseg import CLIPSeg
 from engine.model.methods import METHODS
+from engine.plan import Plan
 from engine.pretraining import Recipe, Stage, build, learning_rate, open_sources
 from engine.pretraining import pretrain as pretrain_model
+from engine.samples import Sampler
 from engine.segmenter import Segmenter
+from engine.speed.inputs import draw_pictures
+from engine.training import Trainer
 
 
 @pytest.fixture
@@ -522,3 +527,42 @@ def test_a_data_set_that_is_missing_is_named(recipe, tmp_path):
     values = Recipe(**yaml.safe_load(recipe.read_text()))
     with pytest.raises(UserError, match="discs is in none of"):
         open_sources(values, [tmp_path / "elsewhere"])
+
+
+def full_beyond(count, forward):
+    """A forward pass for which memory is full with more samples."""
+
+    def take(model, batch):
+        if len(batch) > count:
+            raise torch.OutOfMemoryError
+        return forward(model, batch)
+
+    return take
+
+
+def trainer_of(folder, base, method="dense", loss="logits"):
+    plan = Plan(method=method, batch_size=4, absent_rate=0, loss=loss)
+    data_set, checkpoint = open_data_set(draw_pictures(folder, 3), "train"), folder / "checkpoint.safetensors"
+    cpu = torch.device("cpu")
+    trainer = Trainer(open_base(str(base)), plan, data_set, None, (), checkpoint, cpu, "fp32", "none")
+    return trainer, [Sampler(data_set, SIDE).draw(position, (0, 0)) for position in range(3)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_that_memory_does_not_hold_is_taken_in_parts_with_the_same_steps(tiny_base, tmp_path, caplog, loss):
+    losses = []
+    for most in (4, 2, 1):
+        trainer, batch = trainer_of(tmp_path / f"{most}", tiny_base, loss=loss)
+        trainer._forward = full_beyond(most, trainer._forward)
+        losses.append([trainer.step(batch) for _ in range(3)])
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
+    assert losses[0][0] != losses[0][-1]
+    assert [record.args[1] for record in caplog.records] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("method", "most"), [("dense", 0), ("san", 2)])
+def test_memory_that_holds_no_step_at_all_is_a_clear_error(tiny_base, tmp_path, method, most):
+    trainer, batch = trainer_of(tmp_path, tiny_base, method)
+    trainer._forward = full_beyond(most, trainer._forward)
+    with pytest.raises(UserError, match="choose a smaller --batch-size"):
+        trainer.step(batch)

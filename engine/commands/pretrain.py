@@ -25,8 +25,10 @@ from engine.model.clipseg import CLIPSeg
 from engine.presence import Calibration, calibrate
 from engine.pretraining import Recipe, Step, absent_structures, build, open_sources, pretrain, source_folders
 from engine.segmenter import Segmenter
+from engine.training import among_processes
 
 
+@among_processes()
 def run(options: argparse.Namespace) -> None:
     options.device = str(choose_device(options.device))
     try:

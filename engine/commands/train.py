@@ -30,9 +30,10 @@ from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.run_files import CHECKPOINT
 from engine.runs import tensorboard, write_log, write_start
 from engine.segmenter import Segmenter
-from engine.training import Epoch, Trainer
+from engine.training import Epoch, Trainer, among_processes
 
 
+@among_processes()
 def run(options: argparse.Namespace, plan: Plan) -> None:
     plan = plan.resolved()
     planes = PLANES if plan.planes == ALL_PLANES else (plan.planes,)
