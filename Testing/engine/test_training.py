@@ -541,7 +541,7 @@ def full_beyond(count, forward):
 
 
 def trainer_of(folder, base, method="dense", loss="logits"):
-    plan = Plan(method=method, batch_size=4, absent_rate=0, loss=loss)
+    plan = Plan(method=method, batch_size=4, absent_rate=0, loss=loss, gradient_clip=1e9)
     data_set, checkpoint = open_data_set(draw_pictures(folder, 3), "train"), folder / "checkpoint.safetensors"
     cpu = torch.device("cpu")
     trainer = Trainer(open_base(str(base)), plan, data_set, None, (), checkpoint, cpu, "fp32", "none")
@@ -550,11 +550,15 @@ def trainer_of(folder, base, method="dense", loss="logits"):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_batch_that_memory_does_not_hold_is_taken_in_parts_with_the_same_steps(tiny_base, tmp_path, caplog, loss):
-    losses = []
+    losses, gradients = [], []
     for most in (4, 2, 1):
         trainer, batch = trainer_of(tmp_path / f"{most}", tiny_base, loss=loss)
         trainer._forward = full_beyond(most, trainer._forward)
-        losses.append([trainer.step(batch) for _ in range(3)])
+        losses.append([trainer.step(batch)])
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.trained.parameters()]))
+        losses[-1] += [trainer.step(batch) for _ in range(2)]
+    for in_parts in gradients[1:]:
+        assert (in_parts - gradients[0]).norm() < 1e-4 * gradients[0].norm()
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
     assert losses[0][0] != losses[0][-1]
     assert [record.args[1] for record in caplog.records] == [2, 2, 1]
