@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import numpy as np
@@ -12,7 +11,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from batch import command, make_studies, results, summary
-from conftest import PATIENCE_SECONDS, ROOT, run_command
+from conftest import PATIENCE_SECONDS, ROOT, run_command, wait_until
 
 from engine import segment
 from engine.cluster import connected, shares
@@ -119,12 +118,15 @@ def start(words) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, process, seconds: float = PATIENCE_SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)
+def wait_for(condition, process) -> None:
+    """Wait for a state that a process reaches while it runs."""
+
+    def reached() -> bool:
+        there = condition()
+        assert there or process.poll() is None, process.communicate()
+        return there
+
+    wait_until(reached)
 
 
 def done(folder) -> dict[str, int]:

@@ -161,19 +161,23 @@ def test_run_lengths_that_end_early_are_refused_as_decoding_them_would_never_end
             read_volume(tmp_path / f"{name}.dcm")
 
 
+def refuse_in_little_memory(path):
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="damaged"):
+            read_volume(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_length_in_dicom_takes_no_memory_that_the_file_does_not_have(tmp_path):
     data = _slice(0)
     data.add_new(0x00081030, "UT", "description")
     content = _bytes_of(data)
     place = content.index(b"\x08\x00\x30\x10UT") + 8
     (tmp_path / "a.dcm").write_bytes(content[:place] + struct.pack("<I", 2**32 - 16) + content[place + 4 :])
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match="damaged"):
-            read_volume(tmp_path / "a.dcm")
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    finally:
-        tracemalloc.stop()
+    refuse_in_little_memory(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("syntax", ["1.2.3.4", "1.2.840.113619.5.2", "1.2.840.10008.5.1.4.1.1.7"])
@@ -195,13 +199,7 @@ def test_a_length_in_a_picture_takes_no_memory_that_the_file_does_not_have(tmp_p
     content = (tmp_path / "a.png").read_bytes()
     place = content.index(b"IDAT") - 4
     (tmp_path / "a.png").write_bytes(content[:place] + struct.pack(">I", 2**31 - 1) + content[place + 4 :])
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match="damaged"):
-            read_volume(tmp_path / "a.png")
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    finally:
-        tracemalloc.stop()
+    refuse_in_little_memory(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("field", "number"), [("Layer", -1), ("Layer", -(2**31)), ("LabelValue", -3)])

@@ -72,7 +72,7 @@ def _measure(folder: Path, names: tuple[str, ...], sizes: Sizes, options: argpar
     figures["comparisons"] = [_compare(name, base, options) for name, base in bases.items()]
     if options.all and sizes.compiled:
         figures["compiled"] = [
-            _told({"base": name} | segmenting.compiled(_ways(base, options)[0], options.repeats))
+            _told({"base": name} | segmenting.compiled(_segmenter(base, options), options.repeats))
             for name, base in bases.items()
         ]
     if options.all:
@@ -130,8 +130,12 @@ def _grow(folder: Path, base: Base, sizes: Sizes, options: argparse.Namespace) -
 
 
 def _ways(base: Base, options: argparse.Namespace) -> tuple[Segmenter, PlainForward]:
-    segmenter = Segmenter(base=str(base.folder), device=options.device, precision=options.precision)
+    segmenter = _segmenter(base, options)
     return segmenter, PlainForward(base, segmenter.device)
+
+
+def _segmenter(base: Base, options: argparse.Namespace) -> Segmenter:
+    return Segmenter(base=str(base.folder), device=options.device, precision=options.precision)
 
 
 def _told(figures: dict) -> dict:
