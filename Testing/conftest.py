@@ -18,16 +18,16 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from transformers import CLIPSegConfig
 
-from engine import bases
-from engine.bases import save_clip
-from engine.bundle import AdapterCard, save_bundle
 from engine.cli import run
-from engine.launching import Server
-from engine.model.initialise import new_network
-from engine.model.methods import METHODS, build_model
-from engine.model.towers import new_clip
+from engine.client.launching import Server
+from engine.models import bases
+from engine.models.bases import save_clip
+from engine.models.bundle import AdapterCard, save_bundle
+from engine.models.vocabulary import train_tokenizer
+from engine.nets.initialise import new_network
+from engine.nets.methods import METHODS, build_model
+from engine.nets.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
-from engine.vocabulary import train_tokenizer
 
 SIDE = 64
 PATIENCE_SECONDS = 600  # for what takes seconds on an idle machine: only what hangs takes longer on a busy one

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine import files
-from engine.bundle import AdapterCard, read_card, save_bundle, weights_of
-from engine.checkpoints import load_checkpoint, save_checkpoint
-from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.segments import Segment
+from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import write_segments
+from engine.models.bundle import AdapterCard, read_card, save_bundle, weights_of
+from engine.training.checkpoints import load_checkpoint, save_checkpoint
 
 LONGEST_SECONDS = 0.05
 VERSIONS = (0, 1)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine.client import Client  # noqa: E402
-from engine.launching import Server  # noqa: E402
+from engine.client.launching import Server  # noqa: E402
 
 SHAPE = (30, 64, 64)  # a little larger than the crops around the hippocampus that the adapter is for
 

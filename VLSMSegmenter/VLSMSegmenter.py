@@ -8,7 +8,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
-from VLSMSegmenterLib.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
 
 HELP = """Type what you want to see ("left ventricle", "polyp"), pick an adapter, and get segments: a frozen CLIPSeg
 with small trained adapters. Nothing leaves this computer unless you set up a server elsewhere.
@@ -37,7 +37,7 @@ class VLSMSegmenterLogic(SegmenterLogic, ScriptedLoadableModuleLogic):
 class VLSMSegmenterWidget(ScriptedLoadableModuleWidget):
     def setup(self):
         super().setup()
-        from VLSMSegmenterLib.panel import Panel  # needs widgets, which a Slicer without a window has not
+        from VLSMSegmenterLib.panel.panel import Panel  # needs widgets, which a Slicer without a window has not
 
         self.logic = VLSMSegmenterLogic()
         self.panel = Panel(self.logic, self.resourcePath("UI/VLSMSegmenter.ui"))
@@ -68,8 +68,8 @@ class VLSMSegmenterTest(ScriptedLoadableModuleTest):
 
     def test_a_mask_lands_on_its_voxels(self):
         import numpy as np
-        from VLSMSegmenterLib import segmentations
-        from VLSMSegmenterLib.volumes import grid_of
+        from VLSMSegmenterLib.shared import segmentations
+        from VLSMSegmenterLib.shared.volumes import grid_of
 
         volume, voxels = _box_in_a_volume()
         node = segmentations.prepare(volume, None)
@@ -79,7 +79,7 @@ class VLSMSegmenterTest(ScriptedLoadableModuleTest):
         self.assertTrue(np.array_equal(seen > 0, voxels > 50))
 
     def test_a_region_becomes_the_box_of_its_voxels(self):
-        from VLSMSegmenterLib.volumes import box_of, grid_of
+        from VLSMSegmenterLib.shared.volumes import box_of, grid_of
 
         volume, _ = _box_in_a_volume()
         region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
@@ -88,7 +88,7 @@ class VLSMSegmenterTest(ScriptedLoadableModuleTest):
         self.assertEqual(box_of(region, volume), (slice(2, 4), slice(3, 5), slice(1, 6)))
 
     def test_what_is_chosen_is_kept_in_the_scene(self):
-        from VLSMSegmenterLib import parameters
+        from VLSMSegmenterLib.panel import parameters
 
         volume, _ = _box_in_a_volume()
         parameters.write(slicer.mrmlScene, {"volume": volume, "roi": None, "prompts": "left lung\nliver"})
@@ -105,7 +105,7 @@ class VLSMSegmenterTest(ScriptedLoadableModuleTest):
         self.assertFalse(panel.ui.segmentButton.enabled)
         panel.ui.promptEdit.setPlainText("brain; liver")
         self.assertTrue(panel.ui.segmentButton.enabled)
-        from VLSMSegmenterLib import parameters
+        from VLSMSegmenterLib.panel import parameters
 
         self.assertEqual(parameters.read(slicer.mrmlScene)["prompts"], "brain; liver")
 

@@ -9,14 +9,14 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from engine.version import __version__
+
 if TYPE_CHECKING:
     from engine.errors import UserError
     from engine.imaging.reading import read_volume
-    from engine.imaging.volume import Volume
+    from engine.imaging.volumes.volume import Volume
     from engine.imaging.writing import write_segments
-    from engine.segmenter import Segmenter
-
-__version__ = "0.1.0"
+    from engine.segmentation.segmenter import Segmenter
 
 # PyTorch's threads wait for each other by turning in circles; where other programs want the cores, that takes many
 # times as long as the work. So they turn for a moment only. GNU's OpenMP reads this when PyTorch is loaded.
@@ -24,8 +24,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
-    "Segmenter": "engine.segmenter",
-    "Volume": "engine.imaging.volume",
+    "Segmenter": "engine.segmentation.segmenter",
+    "Volume": "engine.imaging.volumes.volume",
     "read_volume": "engine.imaging.reading",
     "write_segments": "engine.imaging.writing",
     "UserError": "engine.errors",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.cli import run
 from engine.errors import UserError
-from engine.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
+from engine.models.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
 
 
 def main() -> None:

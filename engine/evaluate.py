@@ -6,7 +6,7 @@ from pathlib import Path
 from engine.choices import BASE_ALONE, SPLITS
 from engine.cli import run
 from engine.errors import UserError
-from engine.imaging.planes import CHOICES
+from engine.imaging.volumes.planes import CHOICES
 from engine.tables import RULE
 
 PROMPTS = ("p1", "random", "all")

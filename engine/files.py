@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, read so that no more is asked than they hold."""
 
 import csv
 import hashlib
@@ -24,6 +24,7 @@ except ImportError:  # Windows
 TEMPORARY, SCRATCH = ".writing-", "vlsm-scan-"
 YOUNG_SECONDS = 60  # who made a folder may not have locked it yet
 _looked_through: set[Path] = set()
+LARGE_BYTES = 1 << 20  # of a single read
 LONGEST_NAME_BYTES = 220  # most file systems take 255; the name of the temporary file beside is longer
 
 
@@ -144,6 +145,20 @@ def write_csv(path: Path, rows: Sequence) -> None:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_text(path, text.getvalue())
+
+
+class Bounded(io.BufferedReader):
+    """A file of which no more is asked than it has: Python takes memory for all that is asked, and a length that a
+    damaged file declares may be any."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > LARGE_BYTES:
+            size = max(0, min(size, self.size - self.tell()))
+        return super().read(size)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.cli import run
 from engine.errors import UserError
-from engine.imaging.planes import CHOICES
+from engine.imaging.volumes.planes import CHOICES
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from engine.choices import PRECISIONS
 from engine.cli import run, whole_number
 from engine.errors import UserError
-from engine.imaging import dicomweb
+from engine.imaging.dicom import web
 from engine.imaging.formats import DICOM_SUFFIX, SUFFIXES
-from engine.imaging.intensity import CHOICES as WINDOWS
-from engine.imaging.planes import CHOICES as PLANES
+from engine.imaging.volumes.intensity import CHOICES as WINDOWS
+from engine.imaging.volumes.planes import CHOICES as PLANES
 from engine.prompts import split_prompts
-from engine.request import BESIDE, Request, check_request
+from engine.segmentation.request import BESIDE, Request, check_request
 
 
 def main() -> None:
@@ -60,11 +60,11 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _place(text: str) -> Path | str:
-    return text if dicomweb.is_address(text) else _path(text)
+    return text if web.is_address(text) else _path(text)
 
 
 def _service(text: str) -> str:
-    if not dicomweb.is_address(text):
+    if not web.is_address(text):
         raise argparse.ArgumentTypeError(f"'{text}' is no address of a server; it starts with https:// or http://")
     return text
 

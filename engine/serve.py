@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-from engine import __version__
 from engine.cli import log_what_names_nobody, run, whole_number
 from engine.errors import UserError
 from engine.server.token import chosen_token
+from engine.version import __version__
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 GRACE_SECONDS = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 from engine.choices import LOSSES, METHODS, PLACEMENTS, PLACES_OF_ACTIVATIONS, PRECISIONS
 from engine.cli import run
 from engine.errors import UserError
-from engine.imaging.planes import ALL_PLANES, CHANNELS, PLANES
-from engine.plan import SCHEDULES, Plan, read_plan
+from engine.imaging.volumes.planes import ALL_PLANES, CHANNELS, PLANES
+from engine.training.plan import SCHEDULES, Plan, read_plan
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from engine.cli import run
+from engine.client.launching import ROOT
 from engine.errors import UserError
-from engine.launching import ROOT
 
 MODULE = ROOT / "VLSMSegmenter"  # where Slicer would find the module's library
 

@@ -14,17 +14,18 @@ import SimpleITK as sitk
 import torch
 from conftest import PATIENCE_SECONDS, ROOT, ball, files, make_adapter, run_command, small_disk
 
-import engine.bundle
-from engine import segment, studies
-from engine.bases import open_base, user_models
-from engine.bundle import load_model, read_card, save_bundle
+import engine.models.bundle
+from engine import segment
 from engine.errors import UserError
 from engine.files import TEMPORARY, _looked_through, _remove_left, replacing, write_text
-from engine.imaging.volume import Volume
-from engine.library import list_adapters
-from engine.request import Outputs, Request
-from engine.segmenter import Segmenter
-from engine.studies import segment_study
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import open_base, user_models
+from engine.models.bundle import load_model, read_card, save_bundle
+from engine.models.library import list_adapters
+from engine.segmentation import studies
+from engine.segmentation.request import Outputs, Request
+from engine.segmentation.segmenter import Segmenter
+from engine.segmentation.studies import segment_study
 
 SHAPE = (4, 20, 24)
 KILLS = 15  # of each of four kinds of files
@@ -125,13 +126,13 @@ def test_a_bundle_whose_save_was_cut_off_before_the_last_step_is_the_new_one(tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        write_card = engine.bundle.write_card
+        write_card = engine.models.bundle.write_card
 
         def write_and_stop(*arguments):
             write_card(*arguments)
             patch.setattr("pathlib.Path.replace", stop)
 
-        patch.setattr(engine.bundle, "write_card", write_and_stop)
+        patch.setattr(engine.models.bundle, "write_card", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
             save_bundle(folder, model.trained, read_card(folder))
     trained = load_model(base, folder, read_card(folder)).trained
@@ -197,7 +198,7 @@ def test_a_run_that_was_killed_between_two_files_is_resumed_and_only_its_own_fil
     out.mkdir()
     arguments = [scan, "-p", "brain", "-o", out, "--masks", "--resume"]
     with monkeypatch.context() as patch:
-        patch.setattr("engine.studies.write_segments", killed_after(1, studies.write_segments))
+        patch.setattr("engine.segmentation.studies.write_segments", killed_after(1, studies.write_segments))
         with pytest.raises(Killed):
             command(*arguments)
     assert files(out) == {"scan.seg.nrrd", "scan.json"}  # and no mask yet

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import ball, make_adapter
 
-from engine.bases import open_base
 from engine.data import open_data_set
 from engine.errors import Cancelled
-from engine.imaging.planes import ALL_PLANES
-from engine.imaging.volume import Volume
-from engine.plan import Plan
-from engine.segmenter import Segmenter
-from engine.training import Trainer
+from engine.imaging.volumes.planes import ALL_PLANES
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import open_base
+from engine.segmentation.segmenter import Segmenter
+from engine.training.plan import Plan
+from engine.training.trainer import Trainer
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "mps")
 pytestmark = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_half_precision_stays_close(tmp_path, tiny_base, volume, precision):
 def test_large_results_come_back_in_pieces(tmp_path, tiny_base, volume, monkeypatch):
     adapter = make_adapter(tmp_path / "a", tiny_base)
     whole = probabilities(adapter, volume, GPU)
-    monkeypatch.setattr("engine.transfers.STAGED_BYTES", 1000)
+    monkeypatch.setattr("engine.segmentation.transfers.STAGED_BYTES", 1000)
     assert np.array_equal(probabilities(adapter, volume, GPU), whole)
 
 

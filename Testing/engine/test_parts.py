@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from engine.bases import open_base
 from engine.cli import progress_bar
 from engine.errors import UserError
+from engine.evaluation.metrics import dice, intersection_over_union
 from engine.files import replacing, write_text
-from engine.imaging.segments import (
+from engine.imaging.volumes.segments import (
     Segment,
     drop_small,
     fill_holes,
@@ -20,9 +20,9 @@ from engine.imaging.segments import (
     segment_colors,
     smooth,
 )
-from engine.imaging.volume import Volume
-from engine.metrics import dice, intersection_over_union
-from engine.preview import write_preview
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import open_base
+from engine.pictures.preview import write_preview
 from engine.prompts import encode_prompts, split_prompts
 
 

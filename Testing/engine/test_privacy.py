@@ -13,7 +13,7 @@ from fuzzing.kinds import _bytes_of, _slice
 from pydicom import DataElement
 from pydicom.config import IGNORE
 
-from engine.bundle import CARD, README, WEIGHTS
+from engine.models.bundle import CARD, README, WEIGHTS
 
 SECRETS = ("Quagga", "Zebulon", "748213", "19370401", "Saint Nowhere", "ACC-5512")
 

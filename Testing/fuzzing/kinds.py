@@ -26,18 +26,18 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 from torch import nn
 
-from engine.bases import Base, open_base
-from engine.bundle import CARD, WEIGHTS, card_for_people, load_model, read_card
-from engine.checking import check
 from engine.choices import SPLITS
 from engine.data import open_splits
-from engine.imaging.intensity import intensity_range
+from engine.data.checking import check
 from engine.imaging.labels import read_segmentation, segment_names
 from engine.imaging.reading import read_frames
-from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.intensity import intensity_range
+from engine.imaging.volumes.segments import Segment
+from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import write_segments
-from engine.library import install_adapter, list_adapters
+from engine.models.bases import Base, open_base
+from engine.models.bundle import CARD, WEIGHTS, card_for_people, load_model, read_card
+from engine.models.library import install_adapter, list_adapters
 from fuzzing.mutations import mutate_bytes, mutate_json, mutate_text
 
 SHAPE = (4, 12, 14)

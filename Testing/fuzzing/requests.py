@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import engine.server.connection
-from engine.protocol import describe, new_volume_id
+from engine.client.protocol import describe, new_volume_id
 from engine.server.app import Settings, create_app
 from engine.server.connection import HttpServer
 from fuzzing.kinds import Kind

@@ -121,7 +121,7 @@ def make_models(folder: Path, base: Path) -> Path:
 @contextmanager
 def warm_engine(models: Path) -> Iterator:
     """Yield a process of the engine that has these models."""
-    from VLSMSegmenterLib.engines import LocalEngine
+    from VLSMSegmenterLib.shared.engines import LocalEngine
 
     engine = LocalEngine(arguments=("--device", "cpu"))
     with own_folder(models):

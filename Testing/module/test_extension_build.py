@@ -20,8 +20,8 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import VLSMSegmenterLib
-from engine.launching import ROOT
-from VLSMSegmenterLib.engines import LocalEngine
+from engine.client.launching import ROOT
+from VLSMSegmenterLib.shared.engines import LocalEngine
 engine = LocalEngine(arguments=("--device", "cpu"))
 client = engine.client()
 found = [adapter["name"] for adapter in client.adapters()], client.bases()

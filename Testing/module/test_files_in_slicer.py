@@ -9,7 +9,7 @@ from conftest import ball
 from harness import OBLIQUE, slicer, util, vtk
 
 from engine.imaging.reading import read_volume
-from engine.imaging.segments import Segment
+from engine.imaging.volumes.segments import Segment
 from engine.imaging.writing import write_segments
 
 SHAPE = (10, 14, 18)

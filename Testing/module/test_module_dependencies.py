@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import tomllib
 from harness import slicer, util
-from VLSMSegmenterLib import dependencies
-from VLSMSegmenterLib.dependencies import PACKAGES, Installer, Report, install, slicers_installer
-from VLSMSegmenterLib.engines import inspect_python
+from VLSMSegmenterLib.shared import dependencies
+from VLSMSegmenterLib.shared.dependencies import PACKAGES, Installer, Report, install, slicers_installer
+from VLSMSegmenterLib.shared.engines import inspect_python
 
 from engine.errors import UserError
 

@@ -19,18 +19,18 @@ from harness import (
     vtk,
     warm_engine,
 )
-from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
-from VLSMSegmenterLib.findings import Request
-from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.volumes import Grid, grid_of, voxels_of
-from VLSMSegmenterLib.words import duration, number, progress, size, split_prompts
+from VLSMSegmenterLib.shared import segmentations
+from VLSMSegmenterLib.shared.engines import LocalEngine, RemoteEngine
+from VLSMSegmenterLib.shared.findings import Request
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.volumes import Grid, grid_of, voxels_of
+from VLSMSegmenterLib.shared.words import duration, number, progress, size, split_prompts
 
 from engine import Segmenter
-from engine.bases import open_base
 from engine.errors import Cancelled, UserError
-from engine.imaging.segments import fill_holes, keep_largest, smooth
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.segments import fill_holes, keep_largest, smooth
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import open_base
 
 SHAPE = (6, 40, 48)
 SHIFT = np.array([[0.0, -1, 0, 15], [1, 0, 0, -7], [0, 0, 1, 100], [0, 0, 0, 1]])

@@ -8,7 +8,7 @@ import qt_stand_in
 from conftest import PATIENCE_SECONDS, ball, own_folder
 from harness import MODULE, add_volume, ids_by_name, make_models, mask_of, open_scene, slicer, warm_engine
 
-from engine.imaging import intensity
+from engine.imaging.volumes import intensity
 
 SHAPE = (6, 40, 48)
 
@@ -31,8 +31,8 @@ def panel(tmp_path, engine, monkeypatch):
     settings = qt_stand_in.QtCore.QSettings
     settings.setPath(settings.NativeFormat, settings.UserScope, str(tmp_path))
     with open_scene(tmp_path):
-        from VLSMSegmenterLib.logic import SegmenterLogic
-        from VLSMSegmenterLib.panel import Panel
+        from VLSMSegmenterLib.panel.panel import Panel
+        from VLSMSegmenterLib.shared.logic import SegmenterLogic
 
         voxels = np.random.default_rng(0).normal(100, 30, SHAPE)
         voxels[ball(SHAPE, (3, 18, 20), 9)] += 400
@@ -90,7 +90,8 @@ def test_prompts_that_were_used_are_offered_again_after_the_adapters_own(panel):
 
 def test_only_the_last_prompts_are_kept_and_broken_settings_are_none(panel):
     import qt
-    from VLSMSegmenterLib import history, words
+    from VLSMSegmenterLib.panel import history
+    from VLSMSegmenterLib.shared import words
 
     history.remember([f"prompt {number}" for number in range(30)])
     history.remember(["prompt 3"])
@@ -205,8 +206,8 @@ def test_a_server_elsewhere_is_tested_and_used(panel):
 
 def add_pair(panel, name: str, prompt: str) -> None:
     """Add a volume with one segment to the scene, and choose it for training."""
-    from VLSMSegmenterLib import segmentations
-    from VLSMSegmenterLib.volumes import grid_of
+    from VLSMSegmenterLib.shared import segmentations
+    from VLSMSegmenterLib.shared.volumes import grid_of
 
     volume = add_volume(
         np.random.default_rng(list(name.encode())).integers(0, 99, SHAPE).astype(np.int16), name=name
@@ -270,6 +271,6 @@ def test_a_training_shows_its_curves_and_its_adapter_comes_into_the_picker(panel
 def test_smoothing_is_a_box_that_is_ticked(panel):
     node = segment(panel, "brain")
     panel.ui.smoothBox.click()
-    from VLSMSegmenterLib import segmentations
+    from VLSMSegmenterLib.shared import segmentations
 
     assert segmentations.tags_of(node, "brain")[segmentations.CLEAN_UP] == "smoothed"

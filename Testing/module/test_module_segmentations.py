@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from conftest import ball
 from harness import DIRECTIONS, add_transform, add_volume, ids_by_name, mask_of, open_scene, slicer, util, vtk
-from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.terminology import TISSUE, terminology_of
-from VLSMSegmenterLib.volumes import box_of, grid_of, modality_of, voxels_of
+from VLSMSegmenterLib.shared import segmentations
+from VLSMSegmenterLib.shared.terminology import TISSUE, terminology_of
+from VLSMSegmenterLib.shared.volumes import box_of, grid_of, modality_of, voxels_of
 
 from engine.errors import UserError
 from engine.imaging.images import image_from_volume
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 
 SHAPE = (10, 14, 18)
 BALL, NEIGHBOUR = ball(SHAPE, (4, 5, 11), 3), ball(SHAPE, (5, 6, 12), 3)

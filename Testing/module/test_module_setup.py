@@ -10,8 +10,8 @@ import qt_stand_in
 from conftest import SHIPPED_ADAPTERS, files, make_adapter, own_folder
 from harness import MODULE, add_volume, make_models, open_scene, slicer, util, warm_engine
 from test_module_panel import until
-from VLSMSegmenterLib import dependencies
-from VLSMSegmenterLib.words import modality_warning
+from VLSMSegmenterLib.shared import dependencies
+from VLSMSegmenterLib.shared.words import modality_warning
 
 SHAPE = (4, 20, 24)
 
@@ -39,8 +39,8 @@ def scene(tmp_path, monkeypatch, models):
 @pytest.fixture
 def new_panel(scene, engine):
     """Return a function that opens the panel; the engine is not asked unless `enter` is called."""
-    from VLSMSegmenterLib.logic import SegmenterLogic
-    from VLSMSegmenterLib.panel import Panel
+    from VLSMSegmenterLib.panel.panel import Panel
+    from VLSMSegmenterLib.shared.logic import SegmenterLogic
 
     opened = []
 
@@ -102,7 +102,7 @@ def test_what_this_python_has_and_sees_is_said(panel):
 def test_what_is_missing_is_installed_only_once_the_user_agrees(panel, answers, monkeypatch):
     lacking = dependencies.Package("no_such_module", "no-such-package>=1.0", 7)
     done = []
-    monkeypatch.setattr("VLSMSegmenterLib.engines.PACKAGES", (*dependencies.PACKAGES, lacking))
+    monkeypatch.setattr("VLSMSegmenterLib.shared.engines.PACKAGES", (*dependencies.PACKAGES, lacking))
     monkeypatch.setattr(dependencies, "PACKAGES", (*dependencies.PACKAGES, lacking))
     monkeypatch.setattr(util, "pip_install", done.append)  # the outermost edge
     monkeypatch.setattr(panel.logic.engine, "stop", lambda: None)  # the other tests need it
@@ -289,7 +289,7 @@ def test_the_last_adapter_comes_back_in_a_new_scene(panel, new_panel, scene):
 
 
 def test_parameters_survive_an_mrb_file(panel, scene, tmp_path):
-    from VLSMSegmenterLib import parameters
+    from VLSMSegmenterLib.panel import parameters
 
     panel.ui.promptEdit.setPlainText("brain\nliver")
     cache, manager = slicer.vtkCacheManager(), slicer.vtkDataIOManager()  # the application has these

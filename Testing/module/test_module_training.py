@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from conftest import ball
 from harness import DIRECTIONS, add_transform, add_volume, open_scene, slicer
-from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.engines import LocalEngine, RemoteEngine
-from VLSMSegmenterLib.labels import Pair
-from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.training import METHODS, Settings, Training, _splits, data_folder
-from VLSMSegmenterLib.volumes import grid_of
+from VLSMSegmenterLib.shared import segmentations
+from VLSMSegmenterLib.shared.engines import LocalEngine, RemoteEngine
+from VLSMSegmenterLib.shared.labels import Pair
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.training import METHODS, Settings, Training, _splits, data_folder
+from VLSMSegmenterLib.shared.volumes import grid_of
 
-from engine.bundle import read_card
 from engine.data import open_splits
 from engine.errors import Cancelled, UserError
-from engine.model.methods import METHODS as ALL_METHODS
-from engine.places import user_models
+from engine.models.bundle import read_card
+from engine.models.places import user_models
+from engine.nets.methods import METHODS as ALL_METHODS
 
 SHAPE = (6, 20, 24)
 BALL, CUBE = ball(SHAPE, (3, 9, 12), 5), np.zeros(SHAPE, bool)

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import ball
 from harness import add_volume, make_models, mask_of, open_scene, slicer, util, warm_engine
-from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.volumes import grid_of
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.volumes import grid_of
 
 PAGE = Path(__file__).resolve().parents[2] / "Resources" / "Slicer" / "README.md"
 SHAPE = (6, 40, 48)

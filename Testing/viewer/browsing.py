@@ -159,7 +159,7 @@ class Page:
 
 def write_head(path: Path, step: int = 4) -> sitk.Image:
     """Write each `step`-th axial slice of the demo's head, turned obliquely and put elsewhere; return it."""
-    from engine.head import HEAD, head_folder
+    from engine.data.head import HEAD, head_folder
 
     image = sitk.ReadImage(str(head_folder() / HEAD.format("t1")))[:, :, ::step]
     image.SetDirection(OBLIQUE)

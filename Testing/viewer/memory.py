@@ -10,7 +10,7 @@ import time
 import psutil
 from browsing import Page, running_browser, running_viewer
 
-from engine.head import HEAD, head_folder
+from engine.data.head import HEAD, head_folder
 
 PROMPTS = "brain; grey matter"
 GOODBYE_SECONDS = 20  # after which the session of a closed page has ended

@@ -10,7 +10,7 @@ from pathlib import Path
 from browsing import Page, running_browser, running_viewer
 from PIL import Image
 
-from engine.head import HEAD, head_folder
+from engine.data.head import HEAD, head_folder
 
 PROMPTS = "grey matter; white matter; polyp"
 SETTLE_MILLISECONDS = 4000  # until surfaces are made and all views are drawn at full quality

@@ -7,7 +7,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.uid import generate_uid
 
-from engine.head import HEAD, head_folder
+from engine.data.head import HEAD, head_folder
 
 
 def write_zip(folder, write_series):

@@ -9,11 +9,11 @@ from functools import wraps
 from pathlib import Path
 
 from trame_server.utils.asynchronous import create_task
-from VLSMSegmenterLib import choices, segmentations, words
-from VLSMSegmenterLib.engines import RemoteEngine
-from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.volumes import grid_of
-from VLSMSegmenterLib.worker import POLL_MILLISECONDS, Job
+from VLSMSegmenterLib.shared import choices, segmentations, words
+from VLSMSegmenterLib.shared.engines import RemoteEngine
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.volumes import grid_of
+from VLSMSegmenterLib.shared.worker import POLL_MILLISECONDS, Job
 
 from engine.errors import Cancelled, UserError
 from viewer import files

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.logic import SegmenterLogic
-from VLSMSegmenterLib.volumes import grid_of
+from VLSMSegmenterLib.shared import segmentations
+from VLSMSegmenterLib.shared.logic import SegmenterLogic
+from VLSMSegmenterLib.shared.volumes import grid_of
 
-from engine import __version__
 from engine.errors import UserError
 from engine.files import scratch_folder
-from engine.imaging import dicom_archive
+from engine.imaging.dicom import archive
 from engine.imaging.headers import names_other_files
 from engine.imaging.reading import read_volume
-from engine.imaging.segments import Algorithm, Segment
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.segments import Algorithm, Segment
+from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import write_segments
+from engine.version import __version__
 from viewer.scene import Scene
 
 LONGEST_NAME = 100  # signs
@@ -84,8 +84,8 @@ class Inbox:
         """
         whole = path
         try:
-            if dicom_archive.is_archive(path):  # whose files must outlast the reading
-                whole = self._unpacked.enter_context(dicom_archive.unpacked(path))
+            if archive.is_archive(path):  # whose files must outlast the reading
+                whole = self._unpacked.enter_context(archive.unpacked(path))
             return read_volume(whole, choice.series, choice.frame, choice.resample)
         except UserError as error:
             raise _as_the_page_says_it(error, (whole, path)) from error

@@ -7,7 +7,7 @@ from trame.ui.vuetify3 import VAppLayout
 from trame.widgets import client, html
 from trame.widgets import vuetify3 as v
 from trame_slicer.app.logic.slice_view_logic import connect_slice_view_slider_to_state
-from VLSMSegmenterLib import choices
+from VLSMSegmenterLib.shared import choices
 
 from viewer.actions import Actions
 from viewer.files import KINDS

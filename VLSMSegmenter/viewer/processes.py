@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
+from engine.client.launching import ROOT, Server
 from engine.errors import UserError
 from engine.files import scratch_folder
-from engine.launching import ROOT, Server
 from engine.server.token import TOKEN_VARIABLE
 from viewer import MODULE
 

@@ -14,12 +14,12 @@ from trame_slicer.core import SlicerApp, VolumeWindowLevel
 from trame_slicer.rca_view import register_rca_factories
 from trame_slicer.views import SliceView, ViewLayoutDefinition
 from trame_slicer.views.view_layout_definition import ViewType
-from VLSMSegmenterLib import segmentations
-from VLSMSegmenterLib.volumes import Grid, add_volume, grid_of, voxels_of
+from VLSMSegmenterLib.shared import segmentations
+from VLSMSegmenterLib.shared.volumes import Grid, add_volume, grid_of, voxels_of
 
 from engine.errors import UserError
-from engine.imaging.intensity import CT_WINDOWS, intensity_range
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.intensity import CT_WINDOWS, intensity_range
+from engine.imaging.volumes.volume import Volume
 
 VIEWS = {
     "axial": ViewLayoutDefinition.axial_view(),

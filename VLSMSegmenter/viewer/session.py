@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from trame.app import get_server
-from VLSMSegmenterLib.engines import RemoteEngine
+from VLSMSegmenterLib.shared.engines import RemoteEngine
 
 from viewer.actions import Actions
 from viewer.files import Inbox

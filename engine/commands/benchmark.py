@@ -11,10 +11,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from engine.bases import Base, open_base
-from engine.devices import choose_device
 from engine.files import check_output, write_text
-from engine.segmenter import DEFAULT_BASE, Segmenter
+from engine.models.bases import Base, open_base
+from engine.segmentation.devices import choose_device
+from engine.segmentation.segmenter import DEFAULT_BASE, Segmenter
 from engine.speed import segmenting, training
 from engine.speed.clock import machine
 from engine.speed.inputs import draw_pictures, full_size_base, random_adapter

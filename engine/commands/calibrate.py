@@ -2,13 +2,13 @@
 
 import argparse
 
-from engine.bundle import find_adapter, write_card
-from engine.card_figures import calibrate_adapter, measure_adapter
 from engine.cli import progress_bar
 from engine.data import open_splits, wordings
 from engine.errors import UserError
+from engine.evaluation.card_figures import calibrate_adapter, measure_adapter
+from engine.models.bundle import find_adapter, write_card
 from engine.prompts import OTHER_STRUCTURES, absent_from
-from engine.segmenter import Segmenter
+from engine.segmentation.segmenter import Segmenter
 
 
 def run(options: argparse.Namespace) -> None:

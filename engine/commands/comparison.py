@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from engine.bases import open_base, save_clip
-from engine.bundle import CARD, read_card
 from engine.choices import BASE_ALONE, SMALL_BASE
 from engine.errors import UserError
-from engine.evaluation import ALL
+from engine.evaluation.measuring import ALL
 from engine.files import write_text
-from engine.model.towers import new_clip
-from engine.places import is_base
+from engine.models.bases import open_base, save_clip
+from engine.models.bundle import CARD, read_card
+from engine.models.places import is_base
+from engine.nets.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
-from engine.run_files import CHECKPOINT, LOG
 from engine.tables import markdown_table
+from engine.training.run_files import CHECKPOINT, LOG
 
 COLUMNS = ("method", "base", "trained parameters", "Dice", "95 % interval", "IoU", "HD95", "seconds an epoch")
 NOTE = """Test split, plain class prompt, means over all cases at the original resolution; HD95 over those in which

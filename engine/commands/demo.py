@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.cli import progress_bar
+from engine.data.head import HEAD, PUBLISHED, head_folder, published_mask
+from engine.evaluation.metrics import dice
 from engine.files import replacing
-from engine.head import HEAD, PUBLISHED, head_folder, published_mask
 from engine.imaging.reading import read_volume
-from engine.metrics import dice
-from engine.request import Outputs, Request, per_prompt
-from engine.segmenter import Segmenter
-from engine.studies import segment_study
+from engine.segmentation.request import Outputs, Request, per_prompt
+from engine.segmentation.segmenter import Segmenter
+from engine.segmentation.studies import segment_study
 
 ADAPTER = "head-t1"
 PROMPTS = ("brain", "grey matter", "white matter", "polyp")

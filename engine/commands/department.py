@@ -6,11 +6,11 @@ import signal
 import sys
 from dataclasses import fields
 
-from engine import __version__
-from engine.cluster import connected
 from engine.errors import UserError
+from engine.segmentation.cluster import connected
 from engine.server.replicas import Replicas, deployment
 from engine.server.token import chosen_token
+from engine.version import __version__
 
 
 def run(options: argparse.Namespace) -> None:

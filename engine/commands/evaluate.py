@@ -12,7 +12,7 @@ from engine.choices import BASE_ALONE
 from engine.cli import progress_bar
 from engine.data import DataSet, open_data_set
 from engine.errors import UserError
-from engine.evaluation import (
+from engine.evaluation.measuring import (
     ALL,
     IN_VAIN,
     Ask,
@@ -29,10 +29,10 @@ from engine.evaluation import (
     wrong,
     wrong_prompts,
 )
+from engine.evaluation.showcase import exhibit
 from engine.files import write_csv, write_text
-from engine.gallery import write_gallery
-from engine.segmenter import Segmenter
-from engine.showcase import exhibit
+from engine.pictures.gallery import write_gallery
+from engine.segmentation.segmenter import Segmenter
 from engine.tables import FIGURES, INTERVALS, RULE, markdown_table, with_interval
 
 COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")

@@ -4,13 +4,13 @@ import argparse
 from datetime import date
 from pathlib import Path
 
-from engine import __version__
-from engine.bases import open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle
-from engine.converting import convert, read_checkpoint
 from engine.errors import UserError
-from engine.places import user_models
+from engine.models.bases import open_base
+from engine.models.bundle import AdapterCard, check_bundle_folder, save_bundle
+from engine.models.converting import convert, read_checkpoint
+from engine.models.places import user_models
 from engine.prompts import check_prompts
+from engine.version import __version__
 
 
 def run(options: argparse.Namespace) -> None:

@@ -12,20 +12,28 @@ import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
-from engine import __version__
-from engine.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
-from engine.bundle import measured
 from engine.cli import progress_bar
 from engine.data import DataSet, open_splits
-from engine.devices import choose_device
 from engine.errors import UserError
-from engine.evaluation import by_structure, evaluate, means, presences
+from engine.evaluation.measuring import by_structure, evaluate, means, presences
 from engine.files import write_text
-from engine.model.clipseg import CLIPSeg
-from engine.presence import Calibration, calibrate
-from engine.pretraining import Recipe, Step, absent_structures, build, open_sources, pretrain, source_folders
-from engine.segmenter import Segmenter
-from engine.training import among_processes
+from engine.models.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
+from engine.models.bundle import measured
+from engine.models.presence import Calibration, calibrate
+from engine.nets.clipseg import CLIPSeg
+from engine.segmentation.devices import choose_device
+from engine.segmentation.segmenter import Segmenter
+from engine.training.pretraining import (
+    Recipe,
+    Step,
+    absent_structures,
+    build,
+    open_sources,
+    pretrain,
+    source_folders,
+)
+from engine.training.trainer import among_processes
+from engine.version import __version__
 
 
 @among_processes()

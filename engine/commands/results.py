@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from engine.bundle import PICTURE, find_adapter, write_card
 from engine.cli import progress_bar
 from engine.errors import UserError
-from engine.evaluation import Score
+from engine.evaluation.measuring import Score
+from engine.evaluation.shipped import Trial, measure, open_trial, shipped_adapters, summarise, table, with_metrics
+from engine.evaluation.showcase import Section, draw_row, draw_together, write_page
 from engine.files import replacing, write_csv, write_text
-from engine.measurements import Trial, measure, open_trial, shipped_adapters, summarise, table, with_metrics
-from engine.segmenter import Segmenter
-from engine.showcase import Section, draw_row, draw_together, write_page
+from engine.models.bundle import PICTURE, find_adapter, write_card
+from engine.segmentation.segmenter import Segmenter
 from engine.tables import INTERVALS, RULE
 
 TOGETHER, PAGE = "three-prompts.jpg", "README.md"

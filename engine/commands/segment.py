@@ -10,7 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.batch import (
+from engine.cli import progress_bar
+from engine.errors import UserError
+from engine.files import check_output, write_csv
+from engine.imaging.dicom import web
+from engine.imaging.formats import output_suffix
+from engine.segmentation.batch import (
     ALL_FRAMES,
     End,
     Order,
@@ -22,15 +27,10 @@ from engine.batch import (
     segmentations_of,
     to_do,
 )
-from engine.cli import progress_bar
-from engine.cluster import segment_on_cluster
-from engine.errors import UserError
-from engine.files import check_output, write_csv
-from engine.imaging import dicomweb
-from engine.imaging.formats import output_suffix
-from engine.request import BESIDE, Outputs, Request, check_apart, check_outputs
-from engine.segmenter import Segmenter
-from engine.studies import segment_study
+from engine.segmentation.cluster import segment_on_cluster
+from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
+from engine.segmentation.segmenter import Segmenter
+from engine.segmentation.studies import segment_study
 
 SUMMARY = "summary.csv"  # in an output folder: how each study ended
 
@@ -38,8 +38,7 @@ SUMMARY = "summary.csv"  # in an output folder: how each study ended
 def run(options: argparse.Namespace, request: Request) -> None:
     with ExitStack() as stack:
         inputs = [
-            stack.enter_context(dicomweb.fetched(place)) if isinstance(place, str) else place
-            for place in options.input
+            stack.enter_context(web.fetched(place)) if isinstance(place, str) else place for place in options.input
         ]
         if options.cluster:  # its workers may have another current folder
             inputs, options.output = [path.absolute() for path in inputs], options.output.absolute()
@@ -139,7 +138,7 @@ def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
 def _store(study: Study, order: Order) -> None:
     """Send a study's segmentations to a server, also those that were done before: it may not have got them."""
     for path in segmentations_of(study, order) if order.store else ():
-        dicomweb.store(path, order.store)
+        web.store(path, order.store)
         print(f"stored {path.name} at {order.store}")
 
 

@@ -12,25 +12,25 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.markdown import Markdown
 
-from engine import __version__
-from engine.bases import Base, open_base
-from engine.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
-from engine.card_figures import calibrate_adapter, measure_adapter
-from engine.check_report import MOST_PROBLEMS, markdown, write_report
-from engine.checking import check
 from engine.cli import interruptible, progress_bar
 from engine.data import DataSet, open_splits, wordings
-from engine.devices import choose_device
+from engine.data.check_report import MOST_PROBLEMS, markdown, write_report
+from engine.data.checking import check
 from engine.errors import Cancelled, UserError
-from engine.evaluation import means
+from engine.evaluation.card_figures import calibrate_adapter, measure_adapter
+from engine.evaluation.measuring import means
 from engine.files import write_text
-from engine.imaging.planes import ALL_PLANES, PLANES
-from engine.plan import Plan
+from engine.imaging.volumes.planes import ALL_PLANES, PLANES
+from engine.models.bases import Base, open_base
+from engine.models.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
 from engine.prompts import OTHER_STRUCTURES, absent_from
-from engine.run_files import CHECKPOINT
-from engine.runs import tensorboard, write_log, write_start
-from engine.segmenter import Segmenter
-from engine.training import Epoch, Trainer, among_processes
+from engine.segmentation.devices import choose_device
+from engine.segmentation.segmenter import Segmenter
+from engine.training.plan import Plan
+from engine.training.run_files import CHECKPOINT
+from engine.training.runs import tensorboard, write_log, write_start
+from engine.training.trainer import Epoch, Trainer, among_processes
+from engine.version import __version__
 
 
 @among_processes()

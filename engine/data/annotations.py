@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 
 VALIDATION_SHARE = 0.1  # of the training volumes, where a folder names none for validation
 

@@ -9,9 +9,9 @@ import numpy as np
 from engine.data.annotations import Annotation, Case, DataSet, Truth
 from engine.data.descriptions import path_inside, read_json
 from engine.errors import UserError
-from engine.imaging.intensity import intensity_range, to_unit
 from engine.imaging.reading import read_volume
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.intensity import intensity_range, to_unit
+from engine.imaging.volumes.volume import Volume
 
 HALF = 127
 JPEG = (".jpg", ".jpeg")

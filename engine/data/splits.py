@@ -12,7 +12,7 @@ from engine.data.pictures import PictureSet
 from engine.data.volumes import VolumeSet
 from engine.errors import UserError
 from engine.files import sha256_of
-from engine.imaging.planes import SLICE
+from engine.imaging.volumes.planes import SLICE
 
 
 def open_data_set(

@@ -9,11 +9,11 @@ import numpy as np
 
 from engine.data.annotations import Annotation, Case, DataSet, Truth
 from engine.errors import UserError
-from engine.imaging.intensity import intensity_range, to_unit
 from engine.imaging.labels import Labels
-from engine.imaging.planes import check_channels, orient, take_slices
 from engine.imaging.reading import read_volume
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.intensity import intensity_range, to_unit
+from engine.imaging.volumes.planes import check_channels, orient, take_slices
+from engine.imaging.volumes.volume import Volume
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 
 
 def volume_from_image(image: sitk.Image, **attributes: Any) -> Volume:

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from engine.errors import UserError
 from engine.imaging.reading import read_image, read_volume
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 
 GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
 LABEL_MAP_TOLERANCE_MM = 1e-3

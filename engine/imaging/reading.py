@@ -18,11 +18,12 @@ import SimpleITK as sitk
 from PIL import Image
 
 from engine.errors import UserError
-from engine.imaging import dicom, dicom_archive
-from engine.imaging.bounded import Bounded
+from engine.files import Bounded
+from engine.imaging.dicom import archive
+from engine.imaging.dicom import reading as dicom
 from engine.imaging.headers import MOST_PACKED, check_metaimage, check_nrrd
 from engine.imaging.images import volume_from_image
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -101,8 +102,8 @@ def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
     _check_there(path)
     if path.is_dir():
         yield dicom.open_folder(path, series)
-    elif dicom_archive.is_archive(path):
-        with dicom_archive.unpacked(path) as folder:
+    elif archive.is_archive(path):
+        with archive.unpacked(path) as folder:
             yield [_Unpacked(part) for part in dicom.open_folder(folder, series, path)]
     elif image_suffix(path) is not None:
         frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
@@ -198,7 +199,7 @@ def find_studies(folder: Path) -> list[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.is_file() or path.name.endswith(".seg.nrrd"):
             continue
-        if image_suffix(path) is not None or dicom_archive.is_archive(path):
+        if image_suffix(path) is not None or archive.is_archive(path):
             studies.add(path)
         elif dicom.is_dicom(path) and dicom.is_scan(path):
             slices.append(path)

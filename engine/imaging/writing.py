@@ -12,8 +12,8 @@ from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.formats import DICOM_SUFFIX, PICTURE_SUFFIXES, SEGMENTATION_SUFFIX, output_suffix
 from engine.imaging.images import image_from_volume, volume_from_image
-from engine.imaging.segments import Segment
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.segments import Segment
+from engine.imaging.volumes.volume import Volume
 
 NIFTI_TOLERANCE_MM = 1e-3
 TERMINOLOGY_TAG = "TerminologyEntry"
@@ -48,7 +48,7 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
     """Write segments on the volume's grid, in one step.
 
     `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. `.dcm` is
-    a DICOM segmentation of the series that the volume was read from (see `dicom_seg`). Label maps hold i + 1 for
+    a DICOM segmentation of the series that the volume was read from (see `dicom/seg.py`). Label maps hold i + 1 for
     segment i; a picture of a single segment holds 255. NIfTI keeps the geometry in single precision, and only grids
     at right angles; the others keep every bit.
 
@@ -88,9 +88,9 @@ def write_volume(path: Path, volume: Volume) -> None:
 
 
 def _dicom():
-    from engine.imaging import dicom_seg  # pydicom takes half a second, and 3D Slicer writes none
+    from engine.imaging.dicom import seg  # pydicom takes half a second, and 3D Slicer writes none
 
-    return dicom_seg
+    return seg
 
 
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:

@@ -15,14 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from engine import __version__
-from engine.bundle import adapter_names, find_adapter, read_card
-from engine.devices import choose_device
-from engine.errors import UserError
-from engine.imaging.volume import Volume, check_geometry
-from engine.places import SHIPPED_MODELS, local_base_names
-from engine.prompts import check_prompts
-from engine.protocol import (
+from engine.client.protocol import (
     PROTOCOL,
     VOLUME_HEADER,
     Description,
@@ -31,6 +24,12 @@ from engine.protocol import (
     new_volume_id,
     read_description,
 )
+from engine.errors import UserError
+from engine.imaging.volumes.volume import Volume, check_geometry
+from engine.models.bundle import adapter_names, find_adapter, read_card
+from engine.models.places import SHIPPED_MODELS, local_base_names
+from engine.prompts import check_prompts
+from engine.segmentation.devices import choose_device
 from engine.server.guard import Guard
 from engine.server.jobs import FINAL, Event, Job, JobQueue, Task, unexpected
 from engine.server.page import describe_routes
@@ -38,6 +37,7 @@ from engine.server.paths import read_allowed
 from engine.server.refusal import Refusal
 from engine.server.store import HeldResults, HeldVolume, Store
 from engine.server.warm import WarmSegmenters, check_names
+from engine.version import __version__
 
 HEARTBEAT_SECONDS = 0.25  # a line at least so often: one who went away is noticed, and one who waits sees life
 PIECE_BYTES = 1 << 20

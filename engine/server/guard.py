@@ -8,10 +8,10 @@ import re
 from binascii import Error as BinasciiError
 from collections.abc import Callable
 
-from engine import __version__
-from engine.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER
+from engine.client.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER
 from engine.server.jobs import log_unexpected, unexpected
 from engine.server.refusal import Refusal
+from engine.version import __version__
 
 SMALL_BODY = 64 << 10  # of all requests but those that bring voxels
 VOXELS = re.compile(r"/volumes/[0-9a-f]{32}")

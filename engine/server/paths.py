@@ -5,11 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.imaging.dicom import is_dicom
-from engine.imaging.dicom_archive import is_archive
+from engine.imaging.dicom.archive import is_archive
+from engine.imaging.dicom.reading import is_dicom
 from engine.imaging.headers import names_other_files
 from engine.imaging.reading import image_suffix, read_volume, unpacked_bytes
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
 from engine.server.refusal import Refusal
 
 FORBIDDEN = "the server may not read files there; send the voxels, or use --allow-path"

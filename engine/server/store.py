@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.cache import EncodingCache
-from engine.imaging.volume import Volume
+from engine.imaging.volumes.volume import Volume
+from engine.segmentation.cache import EncodingCache
 from engine.server.refusal import Refusal
 
 

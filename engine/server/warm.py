@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.bundle import adapter_names, find_adapter, read_card
+from engine.client.protocol import mask_of_levels, to_levels
 from engine.errors import UserError
-from engine.places import local_base_names
-from engine.protocol import mask_of_levels, to_levels
-from engine.segmenter import DEFAULT_BASE, Result, Segmenter
+from engine.models.bundle import adapter_names, find_adapter, read_card
+from engine.models.places import local_base_names
+from engine.segmentation.segmenter import DEFAULT_BASE, Result, Segmenter
 from engine.server.jobs import Event, Job, Task
 from engine.server.store import HeldResults, HeldVolume
 

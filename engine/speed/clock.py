@@ -12,7 +12,7 @@ from importlib.metadata import version
 import psutil
 import torch
 
-from engine.devices import cpu_capabilities
+from engine.segmentation.devices import cpu_capabilities
 
 PACKAGES = ("torch", "transformers", "numpy")
 SAMPLE_SECONDS = 0.01

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import CLIPSegConfig
 
-from engine.bases import Base
-from engine.bundle import AdapterCard, save_bundle
-from engine.imaging.volume import Volume
-from engine.model.initialise import new_network
-from engine.model.methods import METHODS, build_model
-from engine.vocabulary import train_tokenizer
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import Base
+from engine.models.bundle import AdapterCard, save_bundle
+from engine.models.vocabulary import train_tokenizer
+from engine.nets.initialise import new_network
+from engine.nets.methods import METHODS, build_model
 
 PROMPTS = ("brain", "liver", "left lung")
 SIDE = 512  # of slices and pictures

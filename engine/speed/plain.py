@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPSegForImageSegmentation
 
-from engine.bases import Base
-from engine.imaging.intensity import intensity_range
-from engine.imaging.volume import Volume
-from engine.model.adapter import Adapter
-from engine.pixels import to_pixel_values, to_slice_size
+from engine.imaging.volumes.intensity import intensity_range
+from engine.imaging.volumes.volume import Volume
+from engine.models.bases import Base
+from engine.nets.adapter import Adapter
 from engine.prompts import encode_prompts
+from engine.segmentation.pixels import to_pixel_values, to_slice_size
 
 
 class PlainForward:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from engine.bundle import load_model
-from engine.cache import EncodingCache
-from engine.imaging.volume import Volume
-from engine.metrics import dice
-from engine.model.faster import pack_for_cpu
-from engine.model.prompted import PromptedNet
-from engine.segmenter import DEFAULT_THRESHOLD, Segmenter
+from engine.evaluation.metrics import dice
+from engine.imaging.volumes.volume import Volume
+from engine.models.bundle import load_model
+from engine.nets.faster import pack_for_cpu
+from engine.nets.prompted import PromptedNet
+from engine.segmentation.cache import EncodingCache
+from engine.segmentation.segmenter import DEFAULT_THRESHOLD, Segmenter
 from engine.speed.clock import MIB, held_mib, peak_memory, seconds_of, side_by_side
 from engine.speed.inputs import PROMPTS, random_volume
 from engine.speed.plain import PlainForward

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from engine.bases import Base
 from engine.data import open_data_set
-from engine.losses import LOSSES
-from engine.model.adapter import BaseShape
-from engine.model.methods import build_adapter
-from engine.plan import Plan
+from engine.models.bases import Base
+from engine.nets.adapter import BaseShape
+from engine.nets.methods import build_adapter
 from engine.prompts import MAXIMUM_TOKENS
-from engine.samples import Sample, Sampler, collate
 from engine.speed.clock import MIB, peak_memory, seconds_of, side_by_side
 from engine.speed.plain import PlainTraining
-from engine.training import Trainer
+from engine.training.losses import LOSSES
+from engine.training.plan import Plan
+from engine.training.samples import Sample, Sampler, collate
+from engine.training.trainer import Trainer
 
 
 class PlainStep:

@@ -1,0 +1,43 @@
+"""The table of all methods, trained with equal effort."""
+
+import json
+
+import pytest
+from conftest import run_command
+
+from engine import comparison
+from engine.commands import comparison as work
+from engine.models.bundle import read_card
+
+
+@pytest.fixture
+def compare_command(monkeypatch, capsys, tiny_base, pictures, tmp_path):
+    options = ["--data", pictures, "-o", tmp_path / "out", "--base", tiny_base, "--methods", "shallow", "cris"]
+    options += ["--batch-size", 2, "--device", "cpu"]
+    return lambda *further: run_command(monkeypatch, capsys, comparison.main, *options, *further)
+
+
+def test_methods_are_trained_once_with_equal_effort_and_put_into_a_table(compare_command, tmp_path, monkeypatch):
+    code, printed, errors = compare_command("--epochs", 1)
+    assert code == 0, errors
+    folder = tmp_path / "out" / "discs"
+    shallow, cris = (read_card(folder / method) for method in ("shallow", "cris"))
+    effort = ("epochs", "batch_size", "samples_per_epoch", "seed")
+    assert [shallow.training[key] for key in effort] == [cris.training[key] for key in effort] == [1, 2, None, 41]
+    figures = json.loads((tmp_path / "out" / "comparison.json").read_text())["discs"]
+    (measured,) = shallow.metrics["discs, test split, plain class prompt"].values()
+    assert figures["shallow"]["structures"]["disc"] == measured
+    assert figures["cris"]["parameters"] > figures["shallow"]["parameters"]
+    table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    rows = [line for line in table if line.startswith("| `")]
+    assert [row.split("`")[1:4:2] for row in rows] == [["shallow", "tiny"], ["cris", "clip-small-resnet"]]
+
+    monkeypatch.setattr(work, "_train", None)  # it would fail
+    again, printed_again, errors = compare_command("--epochs", 1)
+    assert again == 0, errors
+    assert printed_again == printed[printed.index("## discs") :]
+
+
+def test_a_training_that_fails_ends_the_comparison_by_name(compare_command):
+    code, _, errors = compare_command("--epochs", 0)
+    assert code == 2 and "engine.train ended with code 2" in errors

@@ -1,0 +1,1 @@
+"""The panel in Slicer: plain Qt over the shared parts."""

@@ -1,0 +1,1 @@
+"""What results are worth: figures against reference masks, and pictures of them."""

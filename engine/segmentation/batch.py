@@ -1,0 +1,160 @@
+"""Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
+
+import glob
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
+from engine.imaging.volumes.volume import Volume
+from engine.segmentation.request import Outputs, Request, check_outputs, fingerprint
+from engine.segmentation.segmenter import Segmenter
+from engine.segmentation.studies import is_done, was_begun
+
+ALL_FRAMES = "all"
+FRAME_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a segmenter is made of; see `Segmenter`."""
+
+    adapter: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: str = "auto"
+
+    def new_segmenter(self) -> Segmenter:
+        return Segmenter(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A scan's file or folder, and what it becomes."""
+
+    name: str
+    path: Path
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is done with every study.
+
+    Attributes:
+        series, frame, resample: how a scan is read (see `read_volume`); the frame may be "all".
+        resume: leave out what is done.
+        overwrite: replace files that are there.
+        store: the DICOMweb server that also gets the segmentations.
+        scans: all inputs, which no output may replace.
+    """
+
+    request: Request
+    series: str | None = None
+    frame: int | str | None = None
+    resample: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    store: str | None = None
+    scans: tuple[Path, ...] = ()
+
+    def source_of(self, study: Study) -> str:
+        """Return the fingerprint of a study's scan, for its report."""
+        return fingerprint(study.path, self.series, self.frame, self.resample)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a study of many ended: "done", now or in an earlier run, or "failed" for a reason."""
+
+    study: str
+    state: str
+    reason: str
+
+
+def end_of(study: Study, work: Callable[[], None]) -> End:
+    """Do the work on a study, and say how it ended: whatever is wrong with one, the others are still wanted."""
+    reason = ""
+    try:
+        work()
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{study.path} gave an unexpected {type(error).__name__}: {error}"
+    return End(study.name, "failed" if reason else "done", " ".join(reason.split()))
+
+
+def to_do(segmenter: Segmenter, study: Study, order: Order, source: str) -> list[tuple[Volume, Outputs]]:
+    """Read a study's volume, or all its frames, and return those that are still to be segmented with their outputs.
+
+    Args:
+        source: the fingerprint of its scan (see `Order.source_of`).
+
+    Raises:
+        UserError: the scan cannot be read, or an output must not be written.
+    """
+    if order.resume and is_done(study.outputs, segmenter, order.request, source):
+        return []
+    frames = [
+        (volume, outputs)
+        for volume, outputs in _frames(study, order)
+        if not (order.resume and is_done(outputs, segmenter, order.request, source))
+    ]
+    for volume, outputs in frames:
+        left = order.resume and was_begun(outputs, segmenter, order.request, source)
+        check_outputs(order.request, outputs, order.overwrite or left, [*order.scans, *volume.sources])
+    return frames
+
+
+def segmentations_of(study: Study, order: Order) -> list[Path]:
+    """Return the segmentations that are there of a study: one, or one a frame."""
+    path = study.outputs.segments
+    if order.frame != ALL_FRAMES:
+        return [path]
+    return sorted(path.parent.glob(_of_frame(glob.escape(path.name), "[0-9]" * FRAME_DIGITS)))
+
+
+def let_go(segmenter: Segmenter) -> None:
+    """Have a segmenter forget a study before the next one is read: none comes twice."""
+    segmenter.forget_volume()
+    segmenter.cache.clear()
+
+
+def named_studies(inputs: Iterable[Path]) -> dict[str, Path]:
+    """Return the studies in files and folders by the names of their outputs.
+
+    Raises:
+        UserError: a folder holds none, or two would get the same name.
+    """
+    studies: dict[str, Path] = {}
+    for root in inputs:
+        for path in find_studies(root) if root.is_dir() else [root]:
+            suffix = image_suffix(path) or (path.suffix if path.is_file() else "")
+            relative = path.relative_to(root) if path != root else Path(path.name or path.resolve().name)
+            name = "_".join(relative.parts).removesuffix(suffix)
+            if name in studies:
+                raise UserError(f"{studies[name]} and {path} would both be written as '{name}'; rename one of them")
+            studies[name] = path
+    return studies
+
+
+def _frames(study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
+    """Return the volume that is meant with its outputs; for all frames each one with numbered outputs."""
+    if order.frame != ALL_FRAMES:
+        return [(read_volume(study.path, order.series, order.frame, order.resample), study.outputs)]
+    return [
+        (volume, Outputs(**{key: _numbered(path, number) for key, path in vars(study.outputs).items()}))
+        for number, volume in enumerate(read_frames(study.path, order.series, order.resample))
+    ]
+
+
+def _numbered(path: Path | None, number: int) -> Path | None:
+    return path and path.with_name(_of_frame(path.name, f"{number:0{FRAME_DIGITS}d}"))
+
+
+def _of_frame(name: str, number: str) -> str:
+    """Return a file's name with a frame's number before its suffixes."""
+    stem, dot, suffixes = name.partition(".")
+    return f"{stem}_frame{number}{dot}{suffixes}"

@@ -1,0 +1,200 @@
+"""Segment a study from its file to its outputs, with a report; the job behind `python -m engine.segment`."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+
+import numpy as np
+
+from engine.files import read_json, sha256_of, write_text
+from engine.imaging.volumes.segments import (
+    Segment,
+    drop_small,
+    fill_holes,
+    keep_largest,
+    most_probable,
+    segment_colors,
+)
+from engine.imaging.volumes.volume import Volume
+from engine.imaging.writing import check_format, write_probability, write_segments
+from engine.prompts import check_lengths
+from engine.segmentation.request import Outputs, Request, per_prompt
+from engine.segmentation.segmenter import Result, Segmenter
+from engine.version import __version__
+
+PACKAGES = ("torch", "transformers", "SimpleITK", "numpy")
+
+
+def segment_study(
+    segmenter: Segmenter,
+    volume: Volume,
+    request: Request,
+    outputs: Outputs,
+    on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    source: str = "",
+) -> dict:
+    """Segment all prompts in a volume and write the outputs.
+
+    Args:
+        on_progress: called with the step's name, slices done and slices in all; raise `Cancelled` to stop.
+        source: the fingerprint of the input, for the report.
+
+    Returns:
+        the report, as it is written to `outputs.report`.
+
+    Raises:
+        UserError: the volume cannot be segmented as requested, or the outputs cannot be written.
+    """
+    check_lengths(segmenter.tokenizer, request.prompts)
+    check_format(outputs.segments, volume, len(request.prompts), request.exclusive)
+    for path in filter(None, (outputs.masks, outputs.probability)):
+        check_format(path, volume, 1, exclusive=False)
+    started = time.perf_counter()
+    segmenter.set_volume(
+        volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
+    )
+    seconds = [time.perf_counter() - started]  # to encode, then for each prompt
+    results, masks = [], []
+    for prompt in request.prompts:
+        started = time.perf_counter()
+        result = segmenter.segment(
+            prompt, request.threshold, lambda done, total, prompt=prompt: on_progress(prompt, done, total)
+        )
+        masks.append(clean_mask(result, request))
+        wanted = request.exclusive or outputs.probability
+        results.append(result if wanted else replace(result, probability=None))  # it is the largest thing here
+        seconds.append(time.perf_counter() - started)
+    if request.exclusive:
+        masks = most_probable(masks, [result.probability for result in results])
+    segments = [
+        Segment(result.prompt, mask, color, _tags(segmenter, result), segmenter.algorithm)
+        for result, mask, color in zip(results, masks, segment_colors(request.prompts), strict=True)
+    ]
+    report = _report(segmenter, request, results, masks, seconds, source)
+    _write(outputs, segmenter, segments, results, report, request)
+    return report
+
+
+def clean_mask(result: Result, request: Request) -> np.ndarray:
+    """Return the mask (z, y, x) bool after the clean-up of each mask that was asked for."""
+    mask = result.mask()
+    if request.keep_largest:
+        mask = keep_largest(mask)
+    if request.fill_holes:
+        mask = fill_holes(mask)
+    if request.minimum_ml:
+        mask = drop_small(mask, request.minimum_ml, result.volume.voxel_volume_ml)
+    return mask
+
+
+def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+    """Return whether all outputs were written before, from the same input, with the same request and models."""
+    try:
+        report = read_json(outputs.report)
+        made_by, hashes = report["made_by"], report["outputs_sha256"]
+        return made_by == _made_by(segmenter, request, source) and hashes == _hashes(outputs, request)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def was_begun(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+    """Return whether what is there was left by a process that was killed while it wrote these very outputs."""
+    try:
+        return read_json(outputs.report) == {"made_by": _made_by(segmenter, request, source)}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
+    """Write everything, the report last: where it is whole, the study is complete. Before, it says who is at work,
+    where nothing was there that belongs to others."""
+    volume = segmenter.volume
+    if outputs.report and not any(path.exists() for path in outputs.paths(request.prompts)):
+        write_text(outputs.report, json.dumps({"made_by": report["made_by"]}) + "\n")
+    write_segments(outputs.segments, segments, volume)
+    for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
+        write_segments(path, [segment], volume)
+    for result, path in zip(results, per_prompt(outputs.probability, request.prompts), strict=False):
+        write_probability(path, result.probability, volume)
+    if outputs.preview:
+        from engine.pictures.preview import write_preview  # matplotlib takes a second to load
+
+        captions = [describe(row) for row in report["results"]]
+        write_preview(outputs.preview, volume, segments, captions, segmenter.intensity_range)
+    if outputs.report:
+        report["outputs_sha256"] = _hashes(outputs, request)
+        write_text(outputs.report, json.dumps(report, indent=1) + "\n")
+
+
+def _hashes(outputs: Outputs, request: Request) -> list[str]:
+    """Return the SHA-256 of all outputs but the report, which vouches for no others; it keeps no names."""
+    return [sha256_of(path) for path in outputs.paths(request.prompts) if path != outputs.report]
+
+
+def describe(row: dict) -> str:
+    """Say a result of a report in words, such as "liver: 1423 ml" or "spleen: not found"."""
+    if not row["found"]:
+        return f"{row['prompt']}: not found"
+    return f"{row['prompt']}: {row['volume_ml']:.4g} ml" if row["voxels"] else f"{row['prompt']}: empty"
+
+
+def _report(
+    segmenter: Segmenter, request: Request, results: list[Result], masks, seconds: list[float], source: str
+) -> dict:
+    volume = segmenter.volume
+    rows = [
+        {
+            "prompt": result.prompt,
+            "found": result.found,
+            "presence": round(result.presence, 4),
+            "threshold": result.threshold,
+            "voxels": int(mask.sum()),
+            "volume_ml": round(float(mask.sum() * volume.voxel_volume_ml), 4),
+            "seconds": round(elapsed, 3),
+        }
+        for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
+    ]
+    return {
+        "study": {
+            "modality": volume.modality,
+            "size": list(volume.shape[::-1]),
+            "spacing_mm": list(volume.spacing_mm),
+        },
+        "results": rows,
+        "made_by": _made_by(segmenter, request, source),
+        "planes": list(segmenter.planes),
+        "intensity_range": list(segmenter.intensity_range),
+        "device": str(segmenter.device),
+        "precision": str(segmenter.model.dtype).removeprefix("torch."),
+        "batch_size": segmenter.batch_size,
+        "seconds_encoding": round(seconds[0], 3),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _made_by(segmenter: Segmenter, request: Request, source: str) -> dict:
+    card = segmenter.card
+    return {
+        "engine": __version__,
+        "input": source,
+        "base": {"name": segmenter.base.name, "sha256": segmenter.base.sha256},
+        "adapter": {"name": card.name, "sha256": card.sha256} if card else None,
+        "presence_threshold": segmenter.presence_threshold,
+        "request": asdict(request) | {"prompts": list(request.prompts)},
+    }
+
+
+def _tags(segmenter: Segmenter, result: Result) -> dict[str, str]:
+    card = segmenter.card
+    return {
+        "VLSMSegmenter.Prompt": result.prompt,
+        "VLSMSegmenter.Base": f"{segmenter.base.name} {segmenter.base.sha256[:12]}",
+        "VLSMSegmenter.Adapter": f"{card.name} {card.sha256[:12]}" if card else "none",
+        "VLSMSegmenter.Threshold": f"{result.threshold:g}",
+        "VLSMSegmenter.Presence": f"{result.presence:.3f}",
+    }
