@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 from engine.models.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
 
@@ -82,7 +82,7 @@ def _line(entry: Entry) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("adapters"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     json_help = "print JSON, for programs"
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import PRECISIONS
-from engine.cli import run, whole_number
+from engine.cli import called, run, whole_number
 from engine.errors import UserError
 from engine.imaging.dicom import web
 from engine.imaging.formats import DICOM_SUFFIX, SUFFIXES
@@ -86,7 +86,7 @@ def _frame(text: str) -> int | str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("segment"), description=__doc__)
     add = parser.add_argument
     what = "scans: files, folders or ZIP files of a DICOM series, folders of studies, addresses of DICOMweb"
     add("input", type=_place, nargs="+", help=what)
