@@ -1,6 +1,5 @@
 """Output folders: every command makes the one that it is given, and none where it refuses to begin."""
 
-import json
 import os
 
 import pytest
@@ -9,12 +8,12 @@ from conftest import run_command
 from engine import adapters, benchmark, comparison, demo, evaluate, pretrain, results, segment, train
 from engine.errors import UserError
 from engine.files import check_folder, make_folder, means_folder
+from engine.models.places import SHIPPED_MODELS
 
 MISSING = "there-is-none"
 # Each command with something wrong but the output, which it names last.
 REFUSED = {
     "segment": (segment, ["SCAN", "-p", "disc", "--adapter", MISSING]),
-    "segment a folder": (segment, ["SCAN", "SCAN", "-p", "disc", "--format", ".png"]),
     "train": (train, ["--data", "PICTURES", "--base", MISSING]),
     "train again": (train, ["--data", "PICTURES", "--base", "BASE", "--device", "cpu", "--resume"]),
     "check": (train, ["--data", "SCAN", "--check"]),
@@ -33,13 +32,12 @@ REFUSED = {
 def call(pictures, tiny_base, tmp_path, monkeypatch, capsys):
     """Run one of these commands with an output; return exit code and errors."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "x", "sources": [{"folder": MISSING}]}))
     places = {
         "SCAN": pictures / "images" / "0.png",
         "PICTURES": pictures,
         "EMPTY": tmp_path / "empty",
         "BASE": tiny_base,
-        "RECIPE": tmp_path / "recipe.yaml",
+        "RECIPE": SHIPPED_MODELS / "mini" / "recipe.yaml",
     }
 
     def run(case: str, output: str) -> tuple[int, str]:
