@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 from engine.models.bundle import README
 from engine.models.library import (
@@ -97,7 +97,7 @@ def _line(entry: Entry) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("adapters"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     json_help = "print JSON, for programs"
 
