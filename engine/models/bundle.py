@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 NEXT_WEIGHTS = ".next.safetensors"  # in a bundle while it is saved
 WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
+INSTALLED_FROM = "installed_from"  # in a card's `training`: the name on the Hub, with its commit
 UNKNOWN = "not stated"
 REASON_SHOWN = 200  # signs of what a library says
 LEAST_BYTES = 64  # that a hidden unit takes in a file of weights: a row and a column of at least 16 halves
@@ -287,10 +288,13 @@ def _training_for_people(card: AdapterCard) -> list[str]:
 
 
 def _origin_for_people(card: AdapterCard) -> list[str]:
-    if "imported_from" not in card.training:
-        return []
-    origin = "Imported from `{imported_from}` (SHA-256 {imported_sha256}), trained by the code of {code}"
-    return [f"- {origin.format(**card.training)}; not measured by this engine"]
+    lines = []
+    if "imported_from" in card.training:
+        origin = "Imported from `{imported_from}` (SHA-256 {imported_sha256}), trained by the code of {code}"
+        lines.append(f"- {origin.format(**card.training)}; not measured by this engine")
+    if INSTALLED_FROM in card.training:
+        lines.append(f"- Installed from `{card.training[INSTALLED_FROM]}`")
+    return lines
 
 
 def _method_for_people(card: AdapterCard) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+HUB = "hf:"  # before OWNER/NAME of an adapter on the Hugging Face Hub
 PUBLIC_BASES = {
     "clipseg": "CIDAS/clipseg-rd64-refined",
     "clip-vit-b-16": "timm/vit_base_patch16_clip_224.openai",
