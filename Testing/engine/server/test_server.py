@@ -267,6 +267,63 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server, m
     assert status == 413 and "larger" in answer["detail"]
 
 
+def sent_whole(server, method, path, **headers):
+    """Send a body of 4 MiB, most of it after the answer has come; return the answer's status and reason."""
+    address, size = urlsplit(server.url), 4 << 20
+    headers = {"Host": "x", "Authorization": f"Bearer {server.token}", "Content-Length": size, **headers}
+    head = "\r\n".join([f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())])
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + bytes(1000))
+        assert select.select([connection], [], [], PATIENCE_SECONDS)[0]
+        connection.sendall(bytes(size - 1000))  # fails where the server has closed the connection
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, json.loads(answer.read())["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "message"),
+    [
+        ("PUT", "/volumes/" + "0" * 32, {"Authorization": "Bearer wrong"}, 401, "token"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Protocol": "99"}, 409, "same version"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Volume": "no description"}, 400, "does not describe"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Volume": '{"dtype": "|u1", "shape": [9, 1024, 1024]}'}, 413, "crop"),
+        ("PUT", "/volumes/0", {}, 413, "larger than"),
+        ("POST", "/jobs", {}, 413, "larger than"),
+    ],
+)
+def test_a_refusal_reaches_a_client_that_is_still_sending(server, method, path, headers, status, message):
+    answer = sent_whole(server, method, path, **headers)
+    assert answer[0] == status and message in answer[1]
+
+
+def test_that_there_is_no_room_reaches_a_client_that_is_still_sending():
+    path, _, headers = volume_request(np.zeros((4, 1024, 1024), np.uint8))
+    with quick_server(memory_bytes=4 << 20) as served:
+        address = urlsplit(served.url)
+        first = http.client.HTTPConnection(address.hostname, address.port, timeout=PATIENCE_SECONDS)
+        first.putrequest("PUT", path)
+        for name, value in {"Authorization": f"Bearer {TOKEN}", "Content-Length": 4 << 20, **headers}.items():
+            first.putheader(name, value)
+        first.endheaders()
+        wait_until(lambda: ask(served, "GET", "/health")[1]["held"]["bytes"] == 4 << 20)
+        status, message = sent_whole(served, "PUT", path, **headers)
+        first.close()
+    assert status == 503 and "no room for this one" in message
+
+
+def test_who_sends_on_after_a_refusal_is_hung_up_on():
+    with quick_server(step_seconds=0.3) as served:
+        address = urlsplit(served.url)
+        with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
+            connection.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 401 and answer.read()
+            wait_until(lambda: connection.send(b" ") and not served.server_state.tasks)
+            wait_until(lambda: not served.server_state.connections)
+
+
 def endless(server, path, token):
     """Send a body without an end; return what comes back before the server hangs up, and how much was sent."""
     address = urlsplit(server.url)
