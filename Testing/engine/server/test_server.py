@@ -19,7 +19,9 @@ import pytest
 import SimpleITK as sitk
 from conftest import PATIENCE_SECONDS, SHIPPED_ADAPTERS, ball, wait_until
 
+from engine.client import Client
 from engine.client.protocol import describe, mask_of_levels, new_volume_id, to_levels
+from engine.errors import UserError
 from engine.imaging.volumes.volume import Volume
 from engine.segmentation.cache import EncodingCache
 from engine.segmentation.segmenter import Result
@@ -270,8 +272,10 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server, m
 def sent_whole(server, method, path, **headers):
     """Send a body of 4 MiB, most of it after the answer has come; return the answer's status and reason."""
     address, size = urlsplit(server.url), 4 << 20
-    headers = {"Host": "x", "Authorization": f"Bearer {server.token}", "Content-Length": size, **headers}
-    head = "\r\n".join([f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())])
+    headers = {"Authorization": f"Bearer {server.token}", "Content-Length": size, "Connection": "close", **headers}
+    head = "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
+    )
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode() + bytes(1000))
         assert select.select([connection], [], [], PATIENCE_SECONDS)[0]
@@ -312,6 +316,19 @@ def test_that_there_is_no_room_reaches_a_client_that_is_still_sending():
     assert status == 503 and "no room for this one" in message
 
 
+def test_a_client_sends_no_more_of_a_volume_that_is_refused(monkeypatch):
+    monkeypatch.setattr("engine.server.guard.UNWANTED_BYTES", 1 << 40)  # the server would take it to its end
+    sent = []
+    with quick_server(body_bytes=1 << 20) as served:
+        client = Client(served.url, TOKEN)
+        client._body_limit = 1 << 40
+        with pytest.raises(UserError, match="larger than the 1,048,576 bytes"):
+            client.put_volume(
+                np.zeros((128, 1024, 1024), np.uint8), on_progress=lambda done, total: sent.append(done)
+            )
+    assert max(sent, default=0) < 64 << 20  # what the system holds on its way
+
+
 def test_who_sends_on_after_a_refusal_is_hung_up_on():
     with quick_server(step_seconds=0.3) as served:
         address = urlsplit(served.url)
@@ -320,8 +337,8 @@ def test_who_sends_on_after_a_refusal_is_hung_up_on():
             answer = http.client.HTTPResponse(connection)
             answer.begin()
             assert answer.status == 401 and answer.read()
-            wait_until(lambda: connection.send(b" ") and not served.server_state.tasks)
-            wait_until(lambda: not served.server_state.connections)
+            with pytest.raises(ConnectionError):
+                wait_until(lambda: not connection.send(b" "))
 
 
 def endless(server, path, token):
