@@ -18,6 +18,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from conftest import PATIENCE_SECONDS, SHIPPED_ADAPTERS, ball, wait_until
+from sending import sent_whole
 
 from engine.client import Client
 from engine.client.protocol import describe, mask_of_levels, new_volume_id, to_levels
@@ -269,22 +270,6 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server, m
     assert status == 413 and "larger" in answer["detail"]
 
 
-def sent_whole(server, method, path, **headers):
-    """Send a body of 4 MiB, most of it after the answer has come; return the answer's status and reason."""
-    address, size = urlsplit(server.url), 4 << 20
-    headers = {"Authorization": f"Bearer {server.token}", "Content-Length": size, "Connection": "close", **headers}
-    head = "\r\n".join(
-        [f"{method} {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
-    )
-    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
-        connection.sendall(f"{head}\r\n\r\n".encode() + bytes(1000))
-        assert select.select([connection], [], [], PATIENCE_SECONDS)[0]
-        connection.sendall(bytes(size - 1000))  # fails where the server has closed the connection
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return answer.status, json.loads(answer.read())["detail"]
-
-
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "message"),
     [
@@ -297,7 +282,7 @@ def sent_whole(server, method, path, **headers):
     ],
 )
 def test_a_refusal_reaches_a_client_that_is_still_sending(server, method, path, headers, status, message):
-    answer = sent_whole(server, method, path, **headers)
+    answer = sent_whole(server.url, server.token, method, path, **headers)
     assert answer[0] == status and message in answer[1]
 
 
@@ -311,7 +296,7 @@ def test_that_there_is_no_room_reaches_a_client_that_is_still_sending():
             first.putheader(name, value)
         first.endheaders()
         wait_until(lambda: ask(served, "GET", "/health")[1]["held"]["bytes"] == 4 << 20)
-        status, message = sent_whole(served, "PUT", path, **headers)
+        status, message = sent_whole(served.url, TOKEN, "PUT", path, **headers)
         first.close()
     assert status == 503 and "no room for this one" in message
 
