@@ -7,15 +7,12 @@
 # Published like this, only the machine itself reaches the port; go there from another with `ssh -L 8000:127.0.0.1:8000 BOX`.
 FROM python:3.12-slim
 
-WORKDIR /app
 # PyTorch by itself, so that a change of the code does not download it again
 RUN pip install --no-cache-dir "torch>=2.10"
-COPY pyproject.toml README.md LICENSE ./
-COPY engine engine
-COPY Resources/Models Resources/Models
-# editable, as the models lie beside the package
-RUN pip install --no-cache-dir --editable ".[serve]" && useradd --create-home server
+# the package holds the models; what is built on the way stays out of the image
+RUN --mount=type=bind,target=/source,readwrite \
+    pip install --no-cache-dir "/source[serve]" && useradd --create-home server
 USER server
 ENV VLSM_MODELS=/models
 EXPOSE 8000
-ENTRYPOINT ["python", "-m", "engine.serve", "--host", "0.0.0.0", "--port", "8000"]
+ENTRYPOINT ["vlsm-serve", "--host", "0.0.0.0", "--port", "8000"]

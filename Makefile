@@ -63,4 +63,4 @@ $(VIEWER_READY): pyproject.toml
 	touch $(VIEWER_READY)
 
 clean:
-	rm -rf .venv .venv-viewer demo results .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-viewer demo results .pytest_cache .ruff_cache .hypothesis build *.egg-info

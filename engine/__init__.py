@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+# Nothing about this computer or its user is told to anybody: the Hub's library would with each request.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 _HOMES = {
     "Segmenter": "engine.segmentation.segmenter",
     "Volume": "engine.imaging.volumes.volume",

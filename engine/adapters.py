@@ -1,5 +1,5 @@
-"""Look after adapters: list, install, verify and remove them, choose again from which presence score on a prompt
-counts as found, and convert checkpoints of the paper's own code."""
+"""Look after adapters: list, install, share, verify and remove them, choose again from which presence score on a
+prompt counts as found, and convert checkpoints of the paper's own code."""
 
 import argparse
 import json
@@ -7,9 +7,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
-from engine.models.library import Entry, install_adapter, list_adapters, remove_adapter, verify_adapter
+from engine.models.bundle import README
+from engine.models.library import (
+    Entry,
+    install_adapter,
+    list_adapters,
+    remove_adapter,
+    share_adapter,
+    verify_adapter,
+)
 
 
 def main() -> None:
@@ -35,6 +43,13 @@ def install(options: argparse.Namespace) -> None:
     word = "would install" if options.dry_run else "installed"
     instead = " in place of the one that is there" if done.replaces else ""
     print(f"{word} {done.name}{instead}: {done.folder}")
+
+
+def share(options: argparse.Namespace) -> None:
+    parcel, address = share_adapter(options.adapter, options.name, options.public, options.dry_run)
+    print(f"would send to {parcel}" if options.dry_run else f"sent to {parcel}: {address}")
+    if options.dry_run:
+        print(f"\n{parcel.files[README].decode()}")
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -82,7 +97,7 @@ def _line(entry: Entry) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("adapters"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     json_help = "print JSON, for programs"
 
@@ -90,13 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(do=show)
     command.add_argument("--json", action="store_true", help=json_help)
 
-    command = commands.add_parser("install", help="install an adapter from a folder or a zip file")
+    command = commands.add_parser("install", help="install an adapter from a folder, a zip file or the Hub")
     command.set_defaults(do=install)
-    command.add_argument("source", type=Path, metavar="FOLDER_OR_ZIP")
+    command.add_argument(
+        "source", metavar="SOURCE", help="folder, zip file, or hf:OWNER/NAME[@REVISION] of the Hugging Face Hub"
+    )
     command.add_argument("--name", help="by which it is found (default: that on its card)")
     command.add_argument("--overwrite", action="store_true", help="replace your own adapter of that name")
     command.add_argument("--dry-run", action="store_true", help="check everything, and install nothing")
     command.add_argument("--json", action="store_true", help=json_help)
+
+    command = commands.add_parser("share", help="send an adapter's weights and card to the Hugging Face Hub")
+    command.set_defaults(do=share)
+    command.add_argument("adapter", metavar="ADAPTER", help="name or folder")
+    command.add_argument("name", metavar="hf:OWNER/NAME", help="where to; a repository that is not there is made")
+    command.add_argument("--public", action="store_true", help="make it for everybody to see (default: private)")
+    command.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
 
     command = commands.add_parser("verify", help="check files against their cards, and bases against adapters")
     command.set_defaults(do=verify)

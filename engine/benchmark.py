@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import DEVICES, PRECISIONS
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("benchmark"), description=__doc__)
     add = parser.add_argument
     add("--base", help="name or folder (default: the full-size architecture with random weights; --all: also mini)")
     add("--slices", type=int, default=24, help="of the volume that is compared, each 512×512 (default: 24)")

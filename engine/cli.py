@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import runpy
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -25,6 +27,7 @@ from rich.progress import (
 from engine.errors import Cancelled, UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+PREFIX = "vlsm-"  # of the commands' scripts
 LOG_EVERY_SECONDS = 10.0
 ESTIMATE_SECONDS = 300.0  # over which the speed is taken for the time left; a step may take many seconds
 
@@ -42,6 +45,21 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(USER_ERROR)
     except (KeyboardInterrupt, Cancelled):
         _stop()
+
+
+def script() -> None:
+    """Run the command that a script is named after: vlsm-segment is `python -m engine.segment`."""
+    runpy.run_module(f"engine.{_script_name().removeprefix(PREFIX)}", run_name="__main__")
+
+
+def called(command: str) -> str:
+    """Return how a command was called, for its help: vlsm-segment, or python -m engine.segment."""
+    name = f"{PREFIX}{command}"
+    return name if _script_name() == name else f"python -m engine.{command}"
+
+
+def _script_name() -> str:
+    return Path(sys.argv[0]).stem
 
 
 def _reason(error: OSError | MemoryError) -> str:

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import BASE_ALONE, METHODS, SMALL_BASE
-from engine.cli import run
+from engine.cli import called, run
 
 SYSTEMS = ("shallow", "dense", "telescopic", "lora", "decoder", "full", "san", "cris")
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.comparison",
+        prog=called("comparison"),
         description=__doc__,
         allow_abbrev=False,  # flags of engine.train pass
     )

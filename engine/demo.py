@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m engine.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("demo"), description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()

@@ -6,7 +6,7 @@ Prints one line of JSON on standard output once all are ready: url, token and ve
 
 import argparse
 
-from engine.cli import run, whole_number
+from engine.cli import called, run, whole_number
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.department", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("department"), description=__doc__)
     add = parser.add_argument
     add("--cluster", default="local", metavar="ADDRESS", help="HOST:PORT, auto, or local for this machine alone")
     add("--replicas", type=whole_number, default=2, help="how many servers (default: 2)")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from engine.choices import BASE_ALONE, SPLITS
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 from engine.imaging.volumes.planes import CHOICES
 from engine.tables import RULE
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.evaluate", description=f"{__doc__} {RULE}")
+    parser = argparse.ArgumentParser(prog=called("evaluate"), description=f"{__doc__} {RULE}")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with anns/, dataset.json or .seg.nrrd files")
     add("--split", choices=SPLITS, default="test")

@@ -28,24 +28,55 @@ LARGE_BYTES = 1 << 20  # of a single read
 LONGEST_NAME_BYTES = 220  # most file systems take 255; the name of the temporary file beside is longer
 
 
+def means_folder(output: str) -> bool:
+    """Return whether an output is a folder: it is one already, ends with a separator, or has no suffix."""
+    return output.endswith(("/", os.sep)) or Path(output).is_dir() or not Path(output).suffix
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that cannot be written, or made, before any work is spent on it. None is made yet.
+
+    Raises:
+        UserError: a file is in the way, or it is not writable.
+    """
+    there = existing_part(folder)
+    if not there.is_dir():
+        raise UserError(f"{there} is no folder; nothing can be written to {folder}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the output folder {there} is not writable")
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder, with those above it, where it is not there: once there is something to write.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be made: {error.strerror}") from error
+
+
+def existing_part(folder: Path) -> Path:
+    """Return the folder, or the first one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+
+
 def check_output(path: Path, overwrite: bool = False) -> None:
     """Refuse an output path that cannot or must not be written, before any work is spent on it.
 
     Raises:
-        UserError: the folder is missing or not writable, the name is too long, or the file exists and
+        UserError: its folder cannot be written or made, the name is too long, or the file exists and
             `overwrite` is false.
     """
-    folder = path.parent
-    if not folder.is_dir():
-        raise UserError(f"the output folder {folder} does not exist; create it first")
+    check_folder(path.parent)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     if len(os.fsencode(path.name)) > LONGEST_NAME_BYTES:
         raise UserError(f"{path} has too long a name; give it at most {LONGEST_NAME_BYTES} bytes")
     if (path.exists() or path.is_symlink()) and not overwrite:
         raise UserError(f"{path} exists already; add --overwrite to replace it")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the output folder {folder} is not writable")
 
 
 @contextmanager

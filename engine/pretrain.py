@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m engine.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("pretrain"), description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML, like Resources/Models/mini/recipe.yaml")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders that hold the data sets")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new base")

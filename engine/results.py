@@ -6,7 +6,7 @@ its card says stands beside what is measured. An adapter whose data set is not f
 import argparse
 from pathlib import Path
 
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 from engine.imaging.volumes.planes import CHOICES
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.results", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("results"), description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, help="data sets, or folders that hold them")
     add("--adapters", nargs="+", metavar="ADAPTER", help="names or folders (default: all that are shipped)")

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from engine.choices import PRECISIONS
-from engine.cli import run, whole_number
+from engine.cli import called, run, whole_number
 from engine.errors import UserError
+from engine.files import means_folder
 from engine.imaging.dicom import web
 from engine.imaging.formats import DICOM_SUFFIX, SUFFIXES
 from engine.imaging.volumes.intensity import CHOICES as WINDOWS
@@ -16,6 +17,7 @@ from engine.segmentation.request import BESIDE, Request, check_request
 
 def main() -> None:
     options = _parser().parse_args()
+    options.output, options.many = options.output
     request = _request(options)
     check_request(request)
     _check_places(options)
@@ -28,21 +30,25 @@ def _check_places(options: argparse.Namespace) -> None:
     for path in options.input:
         if isinstance(path, Path) and not path.exists():
             raise UserError(f"{path} does not exist")
-    written = options.format if options.output.is_dir() else options.output.name.lower()
+    written = options.format if options.many else options.output.name.lower()
     if options.store and not written.endswith(DICOM_SUFFIX):
         raise UserError("--store sends DICOM segmentations; write .dcm, or --format .dcm into a folder")
-    if options.cluster and not options.output.is_dir():
-        raise UserError(f"a cluster segments into an output folder that exists; {options.output} is none")
+    if options.cluster and not options.many:
+        raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")
     if options.workers and not options.cluster:
         raise UserError("--workers are those of a cluster; add --cluster local for workers on this machine")
-    if options.output.is_dir():
+    if options.many:
         for name in ("report", "preview", "masks", "probability"):
             if getattr(options, name) not in (None, BESIDE):
                 raise UserError(f"with an output folder, --{name} takes no file name; each study gets its own")
     elif len(options.input) > 1:
-        raise UserError(f"{len(options.input)} inputs need an output folder that exists; {options.output} is none")
+        inputs = f"{len(options.input)} inputs"
+        raise UserError(f"{inputs} need an output folder; end {options.output} with / if it is to be one")
     elif not options.output.name.lower().endswith(SUFFIXES):
-        raise UserError(f"{options.output} is no folder that exists, nor has it a suffix ({', '.join(SUFFIXES)})")
+        suffixes = ", ".join(SUFFIXES)
+        raise UserError(
+            f"{options.output} is no folder, nor has it a suffix ({suffixes}); end it with / if it is to be one"
+        )
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -75,6 +81,10 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _file_or_folder(text: str) -> tuple[Path, bool]:
+    return _path(text), means_folder(text)
+
+
 def _word(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty word; leave the option out for its default")
@@ -86,7 +96,7 @@ def _frame(text: str) -> int | str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.segment", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("segment"), description=__doc__)
     add = parser.add_argument
     what = "scans: files, folders or ZIP files of a DICOM series, folders of studies, addresses of DICOMweb"
     add("input", type=_place, nargs="+", help=what)
@@ -94,9 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "-o",
         "--output",
-        type=_path,
+        type=_file_or_folder,
         required=True,
-        help=f"file ({', '.join(SUFFIXES)}), or a folder for many; .dcm is a DICOM segmentation, for DICOM scans",
+        help=f"a file ({', '.join(SUFFIXES)}; .dcm is a DICOM segmentation, for DICOM scans), or a folder: with "
+        "-o results/ scan.nii.gz becomes results/scan.seg.nrrd. A name that ends with / or has no suffix means a "
+        "folder; folders that are not there are made",
     )
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")
     add("--base", type=_word, help="name or folder of a base (default: the adapter's own, or mini)")
@@ -129,7 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         const=BESIDE,
         help="also write a report (JSON); folders get them always",
     )
-    add("--format", choices=SUFFIXES, default=".seg.nrrd", help="of the files in an output folder")
+    add(
+        "--format",
+        choices=SUFFIXES,
+        default=".seg.nrrd",
+        help="of the files in an output folder (default: .seg.nrrd)",
+    )
     add("--store", type=_service, metavar="SERVICE", help="also send the results to this DICOMweb server")
     add(
         "--cluster",

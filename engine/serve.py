@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from engine.cli import log_what_names_nobody, run, whole_number
+from engine.cli import called, log_what_names_nobody, run, whole_number
 from engine.errors import UserError
 from engine.server.token import chosen_token
 from engine.version import __version__
@@ -107,7 +107,7 @@ def _stop_with(pid: int, server) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("serve"), description=__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     add("--port", type=int, default=0, help="default: any that is free")

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from engine.choices import LOSSES, METHODS, PLACEMENTS, PLACES_OF_ACTIVATIONS, PRECISIONS
-from engine.cli import run
+from engine.cli import called, run
 from engine.errors import UserError
 from engine.imaging.volumes.planes import ALL_PLANES, CHANNELS, PLANES
 from engine.training.plan import SCHEDULES, Plan, read_plan
@@ -32,7 +32,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("train"), description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with anns/train.json, dataset.json or .seg.nrrd files")
     add("-o", "--output", type=Path, help="folder of the new adapter; its name is the adapter's")

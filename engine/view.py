@@ -7,11 +7,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from engine.cli import run
-from engine.client.launching import ROOT
+from engine.cli import called, run
 from engine.errors import UserError
+from engine.models.places import shipped
 
-MODULE = ROOT / "VLSMSegmenter"  # where Slicer would find the module's library
+MODULE = shipped("VLSMSegmenter")  # where Slicer would find the module's library
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     if find_spec("trame_slicer") is None:
         raise UserError("the viewer needs trame-slicer; run: make view, or pip install --editable '.[viewer]'")
     if not (MODULE / "viewer").is_dir():
-        raise UserError(f"the viewer is not in {MODULE}; use the repository, or install it --editable")
+        raise UserError(f"the viewer is not in {MODULE}; Slicer's extension leaves it out, the repository has it")
     sys.path.insert(0, str(MODULE))
     from viewer import command
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.view", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("view"), description=__doc__)
     add = parser.add_argument
     add(
         "file",

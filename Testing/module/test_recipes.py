@@ -12,7 +12,10 @@ from harness import add_volume, make_models, mask_of, open_scene, slicer, util, 
 from VLSMSegmenterLib.shared.logic import SegmenterLogic
 from VLSMSegmenterLib.shared.volumes import grid_of
 
-PAGE = Path(__file__).resolve().parents[2] / "Resources" / "Slicer" / "README.md"
+from engine.errors import UserError
+
+PAGE = Path(__file__).resolve().parents[2] / "Resources" / "Documentation" / "slicer.md"
+RECIPES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 SHAPE = (6, 40, 48)
 
 
@@ -38,9 +41,10 @@ def scan(seed: int) -> np.ndarray:
     return voxels.astype(np.int16)
 
 
-def run_recipe(number: int, folder: Path, threshold: float = 0.3) -> dict:
-    """Run a block of Python of the page on files in `folder`, with an adapter that is there; return its names."""
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[number]
+def run_recipe(mark: str, folder: Path, threshold: float = 0.3) -> dict:
+    """Run the block of Python of the page that holds `mark`, on files in `folder`, with an adapter that is there;
+    return its names."""
+    (code,) = (code for code in RECIPES if mark in code)
     names = {"slicer": slicer}
     exec(code.replace("/data/", f"{folder}/").replace('"head-t1"', f'"head", threshold={threshold}'), names)
     return names
@@ -55,10 +59,17 @@ def middling(logic, volume) -> float:
 
 def test_one_volume(logic, tmp_path, capsys):
     add_volume(scan(0))
-    names = run_recipe(0, tmp_path)
+    names = run_recipe("print(logic.status)", tmp_path)
     inner = names["segmentation"].GetSegmentation()
     assert [inner.GetNthSegment(number).GetName() for number in range(2)] == ["brain", "cerebellum"]
     assert capsys.readouterr().out.startswith("brain: ")
+
+
+def test_a_run_is_adjusted_and_taken_back(logic, tmp_path):
+    volume = add_volume(scan(0))
+    run_recipe("logic.undo()", tmp_path, middling(logic, volume))
+    assert logic.status == "undone: brain"
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
 
 
 def test_a_folder_becomes_segmentations_and_leaves_the_scene_empty(logic, tmp_path):
@@ -67,7 +78,7 @@ def test_a_folder_becomes_segmentations_and_leaves_the_scene_empty(logic, tmp_pa
         image = sitk.GetImageFromArray(scan(number))
         image.SetSpacing((0.8, 1.1, 2.5))
         sitk.WriteImage(image, tmp_path / "studies" / f"{number}.nii.gz")
-    run_recipe(1, tmp_path)
+    run_recipe('glob("*.nii.gz")', tmp_path)
     written = sorted((tmp_path / "results").iterdir())
     assert [path.name for path in written] == ["0.seg.nrrd", "1.seg.nrrd"]
     assert all(sitk.ReadImage(path).GetSpacing() == pytest.approx((0.8, 1.1, 2.5)) for path in written)
@@ -77,7 +88,7 @@ def test_a_folder_becomes_segmentations_and_leaves_the_scene_empty(logic, tmp_pa
 
 def test_nifti_has_the_segments_on_the_volumes_grid(logic, tmp_path):
     volume = add_volume(scan(0))
-    names = run_recipe(2, tmp_path, middling(logic, volume))
+    names = run_recipe("ExportSegments", tmp_path, middling(logic, volume))
     labels, node = sitk.ReadImage(tmp_path / "labels.nii.gz"), names["segmentation"]
     first, second = (mask_of(node, identifier, volume) for identifier in names["segments"])
     expected = np.where(second, 2, first)
@@ -90,7 +101,7 @@ def test_nifti_has_the_segments_on_the_volumes_grid(logic, tmp_path):
 def test_a_sequence_gets_a_segmentation_for_each_frame(logic, tmp_path):
     frames, browser = make_sequence([scan(number) for number in range(3)])
     threshold = middling(logic, browser.GetProxyNode(frames))
-    names = run_recipe(3, tmp_path, threshold)
+    names = run_recipe("SequenceBrowser", tmp_path, threshold)
     assert names["found"].GetNumberOfDataNodes() == 3
     masks = []
     for number in (2, 0, 1):
@@ -116,3 +127,12 @@ def make_sequence(frames):
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     slicer.modules.sequences.logic().UpdateAllProxyNodes()
     return sequence, browser
+
+
+def test_a_training_is_asked_for_as_it_wants_it(logic, tmp_path):
+    """Here it refuses labels that are empty; that and how it trains is in `test_module_training.py`."""
+    for number in (1, 2, 3):
+        add_volume(scan(number), name=f"scan-{number}")
+        slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"labels-{number}")
+    with pytest.raises(UserError, match="labels-1"):
+        run_recipe("training.start", tmp_path)

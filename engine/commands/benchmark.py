@@ -11,7 +11,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from engine.files import check_output, write_text
+from engine.files import check_output, make_folder, write_text
 from engine.models.bases import Base, open_base
 from engine.segmentation.devices import choose_device
 from engine.segmentation.segmenter import DEFAULT_BASE, Segmenter
@@ -47,7 +47,6 @@ QUICK = Sizes((DEFAULT_BASE,), (4, 12), (1, 3), (1, 2), (1, 2), (1, 2), 2, 3, Fa
 
 def run(options: argparse.Namespace) -> None:
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
         for name in (PAGE, FIGURES):
             check_output(options.output / name, options.overwrite)
     sizes = QUICK if options.quick else Sizes()
@@ -55,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         figures = _measure(Path(name), bases, sizes, options)
     if options.output:
+        make_folder(options.output)
         write_text(options.output / FIGURES, json.dumps(_rounded(figures), indent=1) + "\n")
         write_page(options.output, figures)
         print(f"wrote {options.output / PAGE} and {options.output / FIGURES}")

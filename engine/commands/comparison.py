@@ -13,7 +13,7 @@ import torch
 from engine.choices import BASE_ALONE, SMALL_BASE
 from engine.errors import UserError
 from engine.evaluation.measuring import ALL
-from engine.files import write_text
+from engine.files import check_folder, write_text
 from engine.models.bases import open_base, save_clip
 from engine.models.bundle import CARD, read_card
 from engine.models.places import is_base
@@ -31,6 +31,7 @@ SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_si
 
 
 def run(options: argparse.Namespace, flags: list[str]) -> None:
+    check_folder(options.output)
     tables, figures = [], {}
     for data in options.data:
         rows = {method: _row(data, method, options, flags) for method in options.methods}

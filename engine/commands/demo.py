@@ -11,7 +11,7 @@ from rich.table import Table
 from engine.cli import progress_bar
 from engine.data.head import HEAD, PUBLISHED, head_folder, published_mask
 from engine.evaluation.metrics import dice
-from engine.files import replacing
+from engine.files import check_folder, replacing
 from engine.imaging.reading import read_volume
 from engine.segmentation.request import Outputs, Request, per_prompt
 from engine.segmentation.segmenter import Segmenter
@@ -22,7 +22,7 @@ PROMPTS = ("brain", "grey matter", "white matter", "polyp")
 
 
 def run(options: argparse.Namespace) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
+    check_folder(options.output)
     outputs = Outputs(
         options.output / "head.seg.nrrd",
         report=options.output / "head.json",

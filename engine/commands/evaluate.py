@@ -30,7 +30,7 @@ from engine.evaluation.measuring import (
     wrong_prompts,
 )
 from engine.evaluation.showcase import exhibit
-from engine.files import write_csv, write_text
+from engine.files import check_folder, make_folder, write_csv, write_text
 from engine.pictures.gallery import write_gallery
 from engine.segmentation.segmenter import Segmenter
 from engine.tables import FIGURES, INTERVALS, RULE, markdown_table, with_interval
@@ -40,17 +40,17 @@ COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")
 
 def run(options: argparse.Namespace) -> None:
     names = options.adapters
-    options.output.mkdir(parents=True, exist_ok=True)
+    check_folder(options.output)
     data_set = open_data_set(options.data, options.split)
     if not data_set.case_count:
         raise UserError(f"{options.data} has no case in its split '{options.split}'")
     scores = {}
     for name in names:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
+        folder = options.output / Path(name).name if len(names) > 1 else options.output
+        make_folder(folder)
         with progress_bar(name, data_set.case_count) as update:
             scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane)
-        folder = options.output / Path(name).name if len(names) > 1 else options.output
-        folder.mkdir(exist_ok=True)
         write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
     title = f"{data_set.name}, {options.split} split"

@@ -16,13 +16,14 @@ from engine.cli import progress_bar
 from engine.data import DataSet, open_splits
 from engine.errors import UserError
 from engine.evaluation.measuring import by_structure, evaluate, means, presences
-from engine.files import write_text
+from engine.files import check_folder, make_folder, write_text
 from engine.models.bases import IMAGENET_MEAN, IMAGENET_STD, hash_weights, open_base
 from engine.models.bundle import measured
 from engine.models.presence import Calibration, calibrate
 from engine.nets.clipseg import CLIPSeg
 from engine.segmentation.devices import choose_device
 from engine.segmentation.segmenter import Segmenter
+from engine.training.checkpoints import check_checkpoint
 from engine.training.pretraining import (
     Recipe,
     Step,
@@ -43,16 +44,18 @@ def run(options: argparse.Namespace) -> None:
         recipe = Recipe(**yaml.safe_load(options.recipe.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(f"{options.recipe} is no recipe ({' '.join(str(error).split())})") from error
-    options.output.mkdir(parents=True, exist_ok=True)
-
+    check_folder(options.output)
+    checkpoint = options.output / "checkpoint.safetensors"
+    if options.resume:
+        check_checkpoint(checkpoint)
     started = time.time()
     sets = open_sources(recipe, options.data)
     network, tokenizer = build(recipe, sets, open_base(options.start) if options.start else None)
+    make_folder(options.output)
     if options.device == "cpu":  # there, the plain attention's backward pass is faster than the fused one's
         network.set_attn_implementation("eager")
     processes = Accelerator(cpu=options.device == "cpu")
     model = CLIPSeg(network, freeze=False).to(processes.device if processes.num_processes > 1 else options.device)
-    checkpoint = options.output / "checkpoint.safetensors"
     if not processes.is_main_process:
         return pretrain(model, tokenizer, recipe, sets, checkpoint, lambda step: None, options.resume)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(tokenizer)} tokens")

@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.evaluation.measuring import Score
 from engine.evaluation.shipped import Trial, measure, open_trial, shipped_adapters, summarise, table, with_metrics
 from engine.evaluation.showcase import Section, draw_row, draw_together, write_page
-from engine.files import replacing, write_csv, write_text
+from engine.files import make_folder, replacing, write_csv, write_text
 from engine.models.bundle import PICTURE, find_adapter, write_card
 from engine.segmentation.segmenter import Segmenter
 from engine.tables import INTERVALS, RULE
@@ -28,7 +28,7 @@ it should lie within the interval; by chance, one in twenty does not."""
 def run(options: argparse.Namespace) -> None:
     trials = _open_trials(options)
     for folder in filter(None, (options.output, options.gallery)):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     summaries: dict[str, dict] = {}
     sections: list[Section] = []
     steps = accumulate(trial.slices_per_case for trial in trials for _ in trial.data_set.paths)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engine.cli import progress_bar
 from engine.errors import UserError
-from engine.files import check_output, write_csv
+from engine.files import check_output, make_folder, write_csv
 from engine.imaging.dicom import web
 from engine.imaging.formats import output_suffix
 from engine.segmentation.batch import (
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, request: Request) -> None:
         ]
         if options.cluster:  # its workers may have another current folder
             inputs, options.output = [path.absolute() for path in inputs], options.output.absolute()
-        work = _segment_many if options.output.is_dir() else _segment_one
+        work = _segment_many if options.many else _segment_one
         work(options, request, inputs)
 
 
@@ -76,6 +76,7 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
         ends = _on_cluster(options, studies, order)
     else:
         ends = _one_after_another(_settings(options).new_segmenter(), studies, order)
+    make_folder(summary.parent)
     write_csv(summary, ends)
     failed = sum(end.state == "failed" for end in ends)
     if failed:

@@ -19,13 +19,14 @@ from engine.data.checking import check
 from engine.errors import Cancelled, UserError
 from engine.evaluation.card_figures import calibrate_adapter, measure_adapter
 from engine.evaluation.measuring import means
-from engine.files import write_text
+from engine.files import check_folder, write_text
 from engine.imaging.volumes.planes import ALL_PLANES, PLANES
 from engine.models.bases import Base, open_base
 from engine.models.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
 from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.segmentation.devices import choose_device
 from engine.segmentation.segmenter import Segmenter
+from engine.training.checkpoints import check_checkpoint
 from engine.training.plan import Plan
 from engine.training.run_files import CHECKPOINT
 from engine.training.runs import tensorboard, write_log, write_start
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace, plan: Plan) -> None:
 def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) -> None:
     """Report what is in the data set; problems end the command with its code for errors."""
     output = options.output or Path("check")
+    check_folder(output)
     with progress_bar("reading", 1) as update, interruptible() as interrupted:
 
         def on_case(done: int, total: int) -> None:
@@ -86,6 +88,8 @@ def _train_one(
     validation_set = sets["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
+    if options.resume:
+        check_checkpoint(checkpoint)
     trainer = Trainer(
         base,
         plan,

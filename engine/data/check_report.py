@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.choices import SPLITS
 from engine.data.checking import Image, Mask, Report, choose_masks, read_masks
-from engine.files import write_text
+from engine.files import make_folder, write_text
 from engine.imaging.volumes.segments import Segment, segment_colors
 from engine.pictures.gallery import Exhibit, write_gallery
 from engine.tables import markdown_table
@@ -25,7 +25,7 @@ def write_report(output: Path, report: Report, planes: tuple[str, ...], channels
     Raises:
         UserError: the folder cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     paths = [output / "report.md", output / "report.json"]
     write_text(paths[0], markdown(report) + "\n")
     write_text(paths[1], json.dumps(report.as_json(), indent=1) + "\n")

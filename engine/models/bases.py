@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPSegForImageSegmentation, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
-from engine.files import read_json, sha256_of, write_text
+from engine.files import make_folder, read_json, sha256_of, write_text
 from engine.models.places import KIND_FILES, PUBLIC_BASES, base_names, is_base, model_folders, user_models
 from engine.models.vocabulary import clip_tokenizer
 from engine.models.weights import write_tensors
@@ -144,7 +144,7 @@ def save_clip(folder: Path, clip: nn.Module, config: dict, tokenizer: PreTrained
         clip, config: what `new_clip` made, and of what.
     """
     configuration, weights, _ = KIND_FILES["clip"]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_tensors(folder / weights, clip.state_dict())
     tokenizer.save_pretrained(folder)
     pixels = {"mean": CLIP_MEAN, "std": CLIP_STD}

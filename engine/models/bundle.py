@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from engine.choices import METHODS
 from engine.errors import UserError
-from engine.files import read_json, sha256_of, write_text
+from engine.files import check_folder, make_folder, read_json, sha256_of, write_text
 from engine.imaging.volumes.planes import CHANNELS, SLICE
 from engine.models.places import is_base, model_folders
 from engine.models.presence import Rates
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 NEXT_WEIGHTS = ".next.safetensors"  # in a bundle while it is saved
 WEIGHTS, CARD, README, PICTURE = "adapter.safetensors", "card.json", "README.md", "picture.jpg"
+INSTALLED_FROM = "installed_from"  # in a card's `training`: the name on the Hub, with its commit
 UNKNOWN = "not stated"
 REASON_SHOWN = 200  # signs of what a library says
 LEAST_BYTES = 64  # that a hidden unit takes in a file of weights: a row and a column of at least 16 halves
@@ -83,7 +84,7 @@ def save_bundle(folder: Path, trained: "nn.Module", card: AdapterCard) -> Adapte
 
     A process that is killed meanwhile leaves the bundle before, or the new one (see `weights_of`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_tensors(folder / NEXT_WEIGHTS, trained.state_dict())
     card = replace(card, sha256=sha256_of(folder / NEXT_WEIGHTS))
     (folder / PICTURE).unlink(missing_ok=True)  # it would show what other weights made
@@ -114,10 +115,9 @@ def check_bundle_folder(
         remedy: what to do where it may not.
 
     Raises:
-        UserError: it is a file, or holds an adapter, a base or files of another kind.
+        UserError: it cannot be written or made, or holds an adapter, a base or files of another kind.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for the adapter")
+    check_folder(folder)
     if is_base(folder):
         raise UserError(f"{folder} holds a base; give the adapter a folder of its own")
     there = [name for name in (WEIGHTS, CARD, README) if (folder / name).exists()]
@@ -288,10 +288,13 @@ def _training_for_people(card: AdapterCard) -> list[str]:
 
 
 def _origin_for_people(card: AdapterCard) -> list[str]:
-    if "imported_from" not in card.training:
-        return []
-    origin = "Imported from `{imported_from}` (SHA-256 {imported_sha256}), trained by the code of {code}"
-    return [f"- {origin.format(**card.training)}; not measured by this engine"]
+    lines = []
+    if "imported_from" in card.training:
+        origin = "Imported from `{imported_from}` (SHA-256 {imported_sha256}), trained by the code of {code}"
+        lines.append(f"- {origin.format(**card.training)}; not measured by this engine")
+    if INSTALLED_FROM in card.training:
+        lines.append(f"- Installed from `{card.training[INSTALLED_FROM]}`")
+    return lines
 
 
 def _method_for_people(card: AdapterCard) -> str:

@@ -2,7 +2,7 @@
 
 The reference (naamiinepal/vlsm-adapter, src/models/clipseg_adapter.py and base_module.py) saves its module whole:
 under `net.` the adapters, and the frozen CLIPSeg as `clipseg.`, of which shallow ones hold the part `clip.` twice.
-Its adapters are those of `model/methods`, layer for layer in the same order, under other names. It takes the
+Its adapters are those of `nets/methods`, layer for layer in the same order, under other names. It takes the
 highest token of a prompt as its end, which is the end-of-text token in CLIP's vocabulary.
 """
 

@@ -1,4 +1,4 @@
-"""The user's adapters: list, install, verify and remove them. Nothing half-copied or changed is ever found by name.
+"""The user's adapters: list, install, share, verify, remove. Nothing half-copied or changed is ever found by name.
 
 They are installed into `user_models()`, the user's own folder, which is looked at before the shipped models; the
 shipped ones are never written.
@@ -7,10 +7,10 @@ shipped ones are never written.
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from engine.archives import DAMAGE, safe_entries
 from engine.choices import METHODS
@@ -18,6 +18,7 @@ from engine.errors import UserError
 from engine.files import left_folders, private_folder
 from engine.models.bundle import (
     CARD,
+    INSTALLED_FROM,
     README,
     WEIGHTS,
     AdapterCard,
@@ -27,8 +28,12 @@ from engine.models.bundle import (
     find_adapter,
     read_card,
     weights_of,
+    write_card,
 )
-from engine.models.places import SHIPPED_MODELS, is_base, local_base_names, user_models
+from engine.models.places import HUB, SHIPPED_MODELS, is_base, local_base_names, user_models
+
+if TYPE_CHECKING:
+    from engine.models.hub import Parcel
 
 MIB = 1 << 20
 LARGEST_BYTES = {WEIGHTS: 4096 * MIB, CARD: MIB, README: MIB}  # the largest method, `cris`, takes 560 MiB
@@ -83,13 +88,15 @@ def list_adapters() -> list[Entry]:
 
 
 def install_adapter(
-    source: Path, name: str | None = None, replace: bool = False, dry_run: bool = False
+    source: Path | str, name: str | None = None, replace: bool = False, dry_run: bool = False
 ) -> Installation:
-    """Install an adapter from a folder or a zip file, which holds its three files at its top or in one folder.
+    """Install an adapter from a folder or a zip file, which holds its three files at its top or in one folder,
+    or from the Hub; its card then names the commit.
 
     What else is there, such as the run of its training, is left out. All is copied beside, checked, and renamed.
 
     Args:
+        source: a path, or `hf:OWNER/NAME[@REVISION]` (see `engine.models.hub`).
         name: by which it will be found; that on its card when None.
         replace: it may take the place of an adapter of the user's with that name, whose folder goes as a whole.
         dry_run: check everything, and install nothing.
@@ -104,8 +111,7 @@ def install_adapter(
         with private_folder(INSTALLING, models) as staging:
             staged = staging / "adapter"
             staged.mkdir()
-            _copy(source, staged)
-            card = _check_staged(staged, source)
+            card = _stage(source, staged)
             target = models / _checked_name(card.name if name is None else name)
             replaces = (target / CARD).is_file()
             check_bundle_folder(target, replace or dry_run, "add --overwrite to replace it, or choose a --name")
@@ -114,6 +120,24 @@ def install_adapter(
     except OSError as error:
         raise UserError(f"{source} cannot be installed into {models}: {error.strerror or error}") from error
     return Installation(target.name, target, card, replaces)
+
+
+def share_adapter(adapter: str, name: str, public: bool = False, dry_run: bool = False) -> tuple["Parcel", str]:
+    """Send an adapter to the Hub as `hf:OWNER/NAME`; return what was sent, and the address of the commit.
+
+    Args:
+        adapter: its name or folder.
+        public: whether everybody may see a repository that is made for it.
+        dry_run: send nothing; the address is empty.
+
+    Raises:
+        UserError: there is no such adapter, it is damaged, its card holds a path, or the Hub refuses it.
+    """
+    from engine.models import hub  # its library takes a second
+
+    folder = find_adapter(adapter)
+    parcel = hub.parcel_of(folder, read_card(folder), name)
+    return parcel, "" if dry_run else hub.send(parcel, public)
 
 
 def verify_adapter(name: str) -> str:
@@ -169,7 +193,22 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _check_staged(folder: Path, source: Path) -> AdapterCard:
+def _stage(source: Path | str, staged: Path) -> AdapterCard:
+    """Copy an adapter into a folder, check it there, and return its card."""
+    if not str(source).startswith(HUB):
+        _copy(source, staged, _opened(Path(source)))
+        return _check_staged(staged, source)
+    from engine.models import hub  # its library takes a second
+
+    fetched = hub.fetch(source, LARGEST_BYTES)
+    _copy(source, staged, nullcontext(lambda file: (fetched.folder / file).open("rb")))
+    card = _check_staged(staged, source)
+    card = replace(card, training=card.training | {INSTALLED_FROM: fetched.name})
+    write_card(staged, card)
+    return card
+
+
+def _check_staged(folder: Path, source: Path | str) -> AdapterCard:
     """Return the card of an adapter that was copied, once all of it is as the card says."""
     try:
         card = read_card(folder)
@@ -207,9 +246,9 @@ def _clear_left(models: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def _copy(source: Path | str, folder: Path, opened: AbstractContextManager[Callable[[str], BinaryIO]]) -> None:
     """Copy the files of an adapter, each within its limit."""
-    with _opened(source) as open_file:
+    with opened as open_file:
         for name, limit in LARGEST_BYTES.items():
             with open_file(name) as reader, (folder / name).open("wb") as writer:
                 left = limit

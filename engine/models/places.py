@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-SHIPPED_MODELS = Path(__file__).resolve().parents[2] / "Resources" / "Models"
+PACKAGE = Path(__file__).resolve().parents[1]
+HUB = "hf:"  # before OWNER/NAME of an adapter on the Hugging Face Hub
 PUBLIC_BASES = {
     "clipseg": "CIDAS/clipseg-rd64-refined",
     "clip-vit-b-16": "timm/vit_base_patch16_clip_224.openai",
@@ -15,6 +16,16 @@ KIND_FILES = {
     "clip": ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     "clipseg": ("config.json", "model.safetensors", "pytorch_model.bin"),
 }
+
+
+def shipped(folder: str) -> Path:
+    """Return where a folder lies that comes with the engine: inside the package where pip installed it, and beside
+    it in the repository and in Slicer's extension."""
+    inside = PACKAGE / folder
+    return inside if inside.is_dir() else PACKAGE.parent / folder
+
+
+SHIPPED_MODELS = shipped("Resources/Models")
 
 
 def user_models() -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
-from engine.files import left_folders, private_folder
+from engine.files import existing_part, left_folders, private_folder
 from engine.segmentation.batch import End, Order, Settings, Study, end_of, let_go, to_do
 from engine.segmentation.studies import segment_study
 from engine.version import __version__
@@ -63,7 +63,7 @@ def segment_on_cluster(
     Raises:
         UserError: Ray is missing, the cluster is not there or has not what is asked for, or no worker can start.
     """
-    folder = studies[0].outputs.segments.parent
+    folder = existing_part(studies[0].outputs.segments.parent)
     for left in left_folders(MARK, folder):
         shutil.rmtree(left, ignore_errors=True)
     with private_folder(MARK, folder) as mark, connected(address) as ray:

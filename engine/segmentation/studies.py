@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from engine.files import read_json, sha256_of, write_text
+from engine.files import make_folder, read_json, sha256_of, write_text
 from engine.imaging.volumes.segments import (
     Segment,
     drop_small,
@@ -113,6 +113,8 @@ def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: di
     """Write everything, the report last: where it is whole, the study is complete. Before, it says who is at work,
     where nothing was there that belongs to others."""
     volume = segmenter.volume
+    for path in outputs.paths(request.prompts):
+        make_folder(path.parent)
     if outputs.report and not any(path.exists() for path in outputs.paths(request.prompts)):
         write_text(outputs.report, json.dumps({"made_by": report["made_by"]}) + "\n")
     write_segments(outputs.segments, segments, volume)

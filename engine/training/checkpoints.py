@@ -36,6 +36,16 @@ def save_checkpoint(
     write_tensors(path, tensors, {"state": json.dumps(state)})
 
 
+def check_checkpoint(path: Path) -> None:
+    """Refuse to go on where there is nothing to go on from.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path} to go on from; start without --resume")
+
+
 def load_checkpoint(
     path: Path, parameters: Parameters, optimizer: torch.optim.Optimizer
 ) -> tuple[dict, dict[str, Tensor]]:
@@ -47,8 +57,7 @@ def load_checkpoint(
     Raises:
         UserError: there is no checkpoint, or it is of another training.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path} to go on from; start without --resume")
+    check_checkpoint(path)
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.data import DataSet
 from engine.errors import Cancelled, UserError
 from engine.evaluation.metrics import dice
+from engine.files import make_folder
 from engine.models.bases import Base
 from engine.nets.clipseg import CLIPSeg
 from engine.nets.methods import build_model
@@ -143,7 +144,7 @@ class Trainer:
         self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight)
         self._checkpoint = checkpoint
         self._base_sha256 = base.sha256
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(checkpoint.parent)
         self._activations = self._activation_cache(keep_activations)
         self._standing = _Standing()
         self._best_weights: dict[str, Tensor] = {}

@@ -136,6 +136,34 @@ def test_a_folder_of_studies_goes_through_and_one_failure_stops_no_other(command
     assert code == 2 and "exists already; add --overwrite" in errors
 
 
+@pytest.mark.parametrize("folder", ["new/results/", "new/results"])
+def test_one_scan_into_a_new_folder_keeps_its_name(command, scan, tmp_path, folder):
+    code, printed, errors = command(scan, "-p", "brain", "-o", f"{tmp_path}/{folder}")
+    assert code == 0 and f"wrote {tmp_path / 'new' / 'results' / 'scan.seg.nrrd'}" in printed, errors
+    assert files(tmp_path / "new" / "results") == {"scan.seg.nrrd", "scan.json", "summary.csv"}
+
+
+def test_new_folders_of_all_outputs_are_made(command, scan, tmp_path):
+    place = {
+        name: tmp_path / "new" / name for name in ("segments", "masks", "probabilities", "pictures", "reports")
+    }
+    code, _, errors = command(
+        *(scan, "-p", "brain", "-o", place["segments"] / "o.seg.nrrd", "--masks", place["masks"] / "m.nii.gz"),
+        *("--probability", place["probabilities"] / "p.nii.gz", "--preview", place["pictures"] / "p.png"),
+        *("--report", place["reports"] / "r.json"),
+    )
+    assert code == 0, errors
+    assert {path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.*")} == {
+        *("segments/o.seg.nrrd", "masks/m_brain.nii.gz", "probabilities/p_brain.nii.gz", "pictures/p.png"),
+        "reports/r.json",
+    }
+
+
+def test_several_scans_do_not_go_into_one_file(command, scan, tmp_path):
+    code, _, errors = command(scan, scan, "-p", "brain", "-o", tmp_path / "o.seg.nrrd")
+    assert code == 2 and "2 inputs need an output folder; end" in errors and files(tmp_path) == {"scan.nii.gz"}
+
+
 def test_the_outputs_of_two_studies_may_not_be_one_file(command, scan, tmp_path):
     studies, out = tmp_path / "studies", tmp_path / "out"
     studies.mkdir(), out.mkdir()
@@ -244,7 +272,7 @@ BAD = {
     "a name that is too long": (["-p", "brain", "-o", "LONG"], "too long a name"),
     "a prompt of no text": (["-p", "\udcff"], "no text; type it again"),
     "masks as pictures of a volume": (["-p", "brain", "--masks", "PICTURE"], "is a picture and"),
-    "a missing output folder": (["-p", "brain", "-o", "MISSING"], "does not exist; create it first"),
+    "a file in place of a folder": (["-p", "brain", "-o", "BELOW"], "scan.nii.gz is no folder; nothing can be"),
     "an unknown base": (["-p", "brain", "--base", "maxi"], "no base 'maxi'; there are"),
 }
 
@@ -256,21 +284,21 @@ def test_bad_requests_get_one_line_and_code_2_and_write_nothing(command, scan, t
         "LABELS": tmp_path / "o.nii.gz",
         "WORD": tmp_path / "o.docx",
         "PICTURE": tmp_path / "o.png",
-        "MISSING": tmp_path / "no" / "o.seg.nrrd",
+        "BELOW": scan / "new" / "o.seg.nrrd",
         "PHOTO": tmp_path / "o.jpg",
         "SCAN": scan,
         "LONG": tmp_path / f"{'o' * 230}.seg.nrrd",
     }
     content = scan.read_bytes()
     arguments = [places.get(a, a) for a in arguments]
-    output = [] if "-o" in arguments else ["-o", tmp_path / "o.seg.nrrd"]
-    before = files(tmp_path)
+    output = [] if "-o" in arguments else ["-o", tmp_path / "new" / "o.seg.nrrd"]
+    before = {*tmp_path.iterdir()}
     code, _, errors = command(scan, *output, *arguments)
     assert code == 2
     line = [part for part in errors.splitlines() if part.startswith("error: ")]
     assert len(line) == 1 and message in line[0], errors
     assert "Traceback" not in errors
-    assert files(tmp_path) == before and scan.read_bytes() == content
+    assert {*tmp_path.iterdir()} == before and scan.read_bytes() == content
 
 
 @pytest.mark.parametrize("flag", ["--adapter", "--base", "--plane", "--window", "-o"])
@@ -286,10 +314,10 @@ def test_bad_inputs_get_one_line_and_code_2_and_write_nothing(command, tmp_path,
     (tmp_path / "text.nii.gz").write_text("no image")
     sitk.WriteImage(sitk.GetImageFromArray(np.full(SHAPE, 7, np.int16)), tmp_path / "constant.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(np.full(SHAPE, np.nan, np.float32)), tmp_path / "nan.nii.gz")
-    before = files(tmp_path)
-    code, _, errors = command(tmp_path / name, "-p", "brain", "-o", tmp_path / "o.seg.nrrd")
+    before = {*tmp_path.iterdir()}
+    code, _, errors = command(tmp_path / name, "-p", "brain", "-o", tmp_path / "new" / "o.seg.nrrd")
     assert code == 2 and errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors
-    assert files(tmp_path) == before
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_an_unknown_adapter_lists_those_there_are(command, scan, tmp_path):

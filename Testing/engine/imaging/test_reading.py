@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.errors import UserError
-from engine.imaging.dicom.reading import list_series
+from engine.imaging.dicom.series import list_series
 from engine.imaging.reading import find_studies, read_frames, read_volume, unpacked_bytes
 from engine.imaging.volumes.intensity import intensity_range, is_empty_air, to_unit
 from engine.imaging.volumes.volume import Volume

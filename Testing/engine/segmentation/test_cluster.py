@@ -54,7 +54,7 @@ def test_more_than_there_is_is_refused(machines, workers, device, problem):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--cluster", "local", "-o", "one.seg.nrrd"], "into an output folder that exists"),
+        (["--cluster", "local", "-o", "one.seg.nrrd"], "into an output folder; end one.seg.nrrd with /"),
         (["--workers", 2, "-o", "one.seg.nrrd"], "--workers are those of a cluster"),
     ],
 )

@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from engine.client.launching import ROOT, end_tree, interrupt
+from engine.client.launching import end_tree, interrupt
 from engine.errors import Cancelled, UserError
 from engine.files import write_text
 from engine.imaging.formats import SEGMENTATION_SUFFIX
 from engine.imaging.writing import write_segments, write_volume
-from engine.models.places import user_models
+from engine.models.places import SHIPPED_MODELS, user_models
 from engine.training.run_files import CHECKPOINT, CURVES, read_progress
 from VLSMSegmenterLib.shared import words
 from VLSMSegmenterLib.shared.engines import LocalEngine
@@ -77,7 +77,7 @@ class Training:
 
     def is_taken(self, name: str) -> bool:
         """Whether there is an adapter, or a training, of that name: ask before `replace`."""
-        folders = (_adapter(name), data_folder(name), ROOT / "Resources" / "Models" / name)
+        folders = (_adapter(name), data_folder(name), SHIPPED_MODELS / name)
         return bool(NAME.fullmatch(name)) and any(folder.exists() for folder in folders)
 
     def can_resume(self, name: str) -> bool:
