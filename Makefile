@@ -13,6 +13,9 @@ TORCH ?= torch==2.13.0
 # How many test cases of each set `make results` measures: all (SUBSET=) take about twice as long.
 SUBSET ?= 20
 
+# How many tests run at a time, each with one thread: theirs would wait for each other, and a worker takes 2 GB.
+WORKERS ?= 2
+
 # As in engine/__init__.py, for tests that load PyTorch before the engine.
 export GOMP_SPINCOUNT ?= 10000
 
@@ -30,7 +33,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 view: $(VIEWER_READY)
 	test -e demo/head.seg.nrrd || $(VIEWER_BIN)/python -m engine.demo -o demo

@@ -48,11 +48,11 @@ def wheel(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("package")
     copy = place / "repository"
     for folder in SOURCES:
-        shutil.copytree(ROOT / folder, copy / folder)
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, copy)
-    (copy / "engine" / "__pycache__").mkdir(exist_ok=True)
+    (copy / "engine" / "__pycache__").mkdir()
     (copy / "engine" / "__pycache__" / "left.pyc").write_bytes(b"")
     build = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     name = call(sys.executable, "-c", build, place, cwd=copy).split()[-1]

@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import secrets
+import selectors
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -301,6 +302,8 @@ class Client:
 
     @staticmethod
     def _ask(connection, method: str, path: str, body, headers: dict) -> http.client.HTTPResponse:
+        if isinstance(body, Iterator) and not isinstance(connection, http.client.HTTPSConnection):
+            body = _until_answered(body, connection)  # TLS has more to say than answers
         try:
             connection.request(method, path, body, headers)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -321,6 +324,16 @@ def _pieces(array: np.ndarray, on_progress: Callable[[int, int], None]) -> Itera
     for start in range(0, len(view), PIECE_BYTES):
         yield view[start : start + PIECE_BYTES]
         on_progress(min(start + PIECE_BYTES, len(view)), len(view))
+
+
+def _until_answered(pieces: Iterator[memoryview], connection: http.client.HTTPConnection) -> Iterator[memoryview]:
+    """Send no more of a body once the server answers: it does not want it."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.sock, selectors.EVENT_READ)
+        for piece in pieces:
+            if selector.select(0):
+                return
+            yield piece
 
 
 def _detail(answer: http.client.HTTPResponse) -> str:

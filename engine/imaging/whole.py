@@ -3,7 +3,6 @@
 import gzip
 import math
 import re
-import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from engine.errors import UserError
 from engine.files import Bounded
+from engine.imaging.dicom.quiet import quietly
 from engine.imaging.headers import MOST_PACKED
 
 MOST_EXCESS = 2  # how often a compressed file may hold what its header says, or a mebibyte
@@ -75,8 +75,7 @@ def check_picture(path: Path) -> None:
     """Refuse a picture whose end is missing, which SimpleITK would fill up, or that promises more than it holds."""
     most = MOST_PIXELS_A_BYTE * path.stat().st_size + SMALL_PICTURE
     try:
-        with warnings.catch_warnings(), Bounded(path) as file, Image.open(file) as picture:
-            warnings.simplefilter("ignore")  # what matters of them is an error here
+        with quietly(), Bounded(path) as file, Image.open(file) as picture:
             if math.prod(picture.size) * len(picture.getbands()) > most:
                 raise UserError(
                     f"{path} promises {' × '.join(map(str, picture.size))} pixels, which it cannot hold"

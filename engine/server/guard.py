@@ -7,6 +7,7 @@ import json
 import re
 from binascii import Error as BinasciiError
 from collections.abc import Callable
+from contextlib import suppress
 
 from engine.client.protocol import ENGINE_HEADER, PROTOCOL, PROTOCOL_HEADER
 from engine.server.jobs import log_unexpected, unexpected
@@ -17,6 +18,7 @@ SMALL_BODY = 64 << 10  # of all requests but those that bring voxels
 VOXELS = re.compile(r"/volumes/[0-9a-f]{32}")
 PAGES = ("/docs", "/openapi.json")  # a browser shows these, and asks for the token as a password
 STEP_BYTES = 1 << 20
+UNWANTED_BYTES, UNWANTED_SECONDS = 8 << 20, 5.0  # that are taken of a body after its answer
 
 
 class Guard:
@@ -42,7 +44,7 @@ class Guard:
             return
         voxels = scope["method"] == "PUT" and VOXELS.fullmatch(scope["path"])
         limit = self._body_limit if voxels else SMALL_BODY
-        exchange = _Exchange(receive, send, limit, self._step_seconds)
+        exchange = _Exchange(receive, send, _brings_body(scope), limit, self._step_seconds)
         try:
             self._admit(scope, limit)
             await self._app(scope, exchange.receive, exchange.send)
@@ -67,12 +69,16 @@ class Guard:
 
 
 class _Exchange:
-    """One request and its answer: counts and times the body, and answers with a refusal where that fails."""
+    """One request and its answer: counts and times the body, and answers with a refusal where that fails.
 
-    def __init__(self, receive, send, limit: int, step_seconds: float):
+    An answer that comes before the body's end is the last of its connection, which stays open for a while: to close
+    it while more is sent resets it, and the client may lose the answer. What is sent then is dropped.
+    """
+
+    def __init__(self, receive, send, brings_body: bool, limit: int, step_seconds: float):
         self._receive, self._send, self._limit, self._step_seconds = receive, send, limit, step_seconds
         self._received, self._next_step, self._deadline = 0, 0, 0.0
-        self._complete = self._started = self._over = False
+        self._complete, self._started, self._over = not brings_body, False, False
         self._refusal: Refusal | None = None
 
     async def receive(self):
@@ -105,20 +111,43 @@ class _Exchange:
             await self.refuse(self._refusal)
             return
         self._started = True
-        await asyncio.wait_for(self._send(message), self._step_seconds)
+        await self._answer(message)
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Answer, if nothing was answered yet, and close the connection, whatever may still come."""
+        """Answer, if nothing was answered yet."""
         if self._started:
             return
         self._started = self._over = True
         body = json.dumps({"detail": str(refusal)}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers.append((b"connection", b"close"))
         if refusal.status == 401:
             headers.append((b"www-authenticate", b'Basic realm="VLSMSegmenter: the token is the password"'))
-        await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._answer({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self._answer({"type": "http.response.body", "body": body})
+
+    async def _answer(self, message) -> None:
+        early, starts = not self._complete, message["type"] == "http.response.start"
+        if early and starts:
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        last = early and not starts and not message.get("more_body", False)
+        await asyncio.wait_for(self._send({**message, "more_body": True} if last else message), self._step_seconds)
+        if last:
+            with suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._drop_rest(), min(UNWANTED_SECONDS, self._step_seconds))
+            await self._send({"type": "http.response.body"})
+
+    async def _drop_rest(self) -> None:
+        """Take the rest of the body, or as much as may come, until the client hangs up."""
+        rest, more = UNWANTED_BYTES, True
+        while more and rest > 0:
+            message = await self._receive()
+            rest -= len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+
+def _brings_body(scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 def _given_token(headers: dict[str, str], page: bool) -> str:

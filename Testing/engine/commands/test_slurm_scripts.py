@@ -84,5 +84,5 @@ def test_training_joins_its_processes_and_goes_on_where_it_was_put_back(tmp_path
 
 
 def test_a_job_ends_with_the_code_of_its_command(tmp_path, pictures):
-    job = submit("training.sbatch", tmp_path, ["--data", pictures, "--base", "none-such", "-o", tmp_path / "out"])
+    job = submit("training.sbatch", tmp_path, ["--data", pictures, "--loss", "none-such", "-o", tmp_path / "out"])
     assert job.returncode == 2 and "error: " in job.stderr

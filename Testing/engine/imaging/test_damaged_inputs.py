@@ -224,6 +224,7 @@ def test_a_spacing_of_a_picture_that_is_no_two_numbers_above_zero_is_refused(tmp
         read_volume(tmp_path / "a.dcm")
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value")  # which is written here
 def test_a_window_of_dicom_that_is_no_number_is_none(tmp_path):
     data = _slice(0)
     data.WindowCenter, data.WindowWidth = "nan", "400"

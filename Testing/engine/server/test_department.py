@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from conftest import PATIENCE_SECONDS, ROOT
+from sending import sent_whole
 
 from engine.client import Client
 from engine.errors import UserError
@@ -76,6 +77,8 @@ def test_each_session_keeps_finding_its_volume_while_both_servers_work(served_mo
                 assert result.probability.shape == volume.shape
         with pytest.raises(UserError, match="token"):
             Client(url, "another-token-of-some-length")
+        for token, status in (("another-token-of-some-length", 401), (TOKEN, 413)):
+            assert sent_whole(url, token, "POST", "/jobs")[0] == status
 
 
 def test_the_deployment_file_is_valid_and_builds(monkeypatch):

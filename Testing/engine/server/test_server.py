@@ -18,8 +18,11 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from conftest import PATIENCE_SECONDS, SHIPPED_ADAPTERS, ball, wait_until
+from sending import sent_whole
 
+from engine.client import Client
 from engine.client.protocol import describe, mask_of_levels, new_volume_id, to_levels
+from engine.errors import UserError
 from engine.imaging.volumes.volume import Volume
 from engine.segmentation.cache import EncodingCache
 from engine.segmentation.segmenter import Result
@@ -265,6 +268,62 @@ def test_what_only_the_model_can_refuse_is_said_by_the_job(server, held):
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server, method, path, headers):
     status, answer = ask(server, method, path, b"", **headers)
     assert status == 413 and "larger" in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "message"),
+    [
+        ("PUT", "/volumes/" + "0" * 32, {"Authorization": "Bearer wrong"}, 401, "token"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Protocol": "99"}, 409, "same version"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Volume": "no description"}, 400, "does not describe"),
+        ("PUT", "/volumes/" + "0" * 32, {"VLSM-Volume": '{"dtype": "|u1", "shape": [9, 1024, 1024]}'}, 413, "crop"),
+        ("PUT", "/volumes/0", {}, 413, "larger than"),
+        ("POST", "/jobs", {}, 413, "larger than"),
+    ],
+)
+def test_a_refusal_reaches_a_client_that_is_still_sending(server, method, path, headers, status, message):
+    answer = sent_whole(server.url, server.token, method, path, **headers)
+    assert answer[0] == status and message in answer[1]
+
+
+def test_that_there_is_no_room_reaches_a_client_that_is_still_sending():
+    path, _, headers = volume_request(np.zeros((4, 1024, 1024), np.uint8))
+    with quick_server(memory_bytes=4 << 20) as served:
+        address = urlsplit(served.url)
+        first = http.client.HTTPConnection(address.hostname, address.port, timeout=PATIENCE_SECONDS)
+        first.putrequest("PUT", path)
+        for name, value in {"Authorization": f"Bearer {TOKEN}", "Content-Length": 4 << 20, **headers}.items():
+            first.putheader(name, value)
+        first.endheaders()
+        wait_until(lambda: ask(served, "GET", "/health")[1]["held"]["bytes"] == 4 << 20)
+        status, message = sent_whole(served.url, TOKEN, "PUT", path, **headers)
+        first.close()
+    assert status == 503 and "no room for this one" in message
+
+
+def test_a_client_sends_no_more_of_a_volume_that_is_refused(monkeypatch):
+    monkeypatch.setattr("engine.server.guard.UNWANTED_BYTES", 1 << 40)  # the server would take it to its end
+    sent = []
+    with quick_server(body_bytes=1 << 20) as served:
+        client = Client(served.url, TOKEN)
+        client._body_limit = 1 << 40
+        with pytest.raises(UserError, match="larger than the 1,048,576 bytes"):
+            client.put_volume(
+                np.zeros((128, 1024, 1024), np.uint8), on_progress=lambda done, total: sent.append(done)
+            )
+    assert max(sent, default=0) < 64 << 20  # what the system holds on its way
+
+
+def test_who_sends_on_after_a_refusal_is_hung_up_on():
+    with quick_server(step_seconds=0.3) as served:
+        address = urlsplit(served.url)
+        with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
+            connection.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 401 and answer.read()
+            with pytest.raises(ConnectionError):
+                wait_until(lambda: not connection.send(b" "))
 
 
 def endless(server, path, token):
