@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         help=", ".join((BASE_ALONE, *METHODS)),
     )
     add("--epochs", type=int, default=6, help="of every method (default: 6)")
+    add("--seeds", type=int, nargs="+", help="train each method once with each, for means and spreads")
     add("--base", default="mini", help="of all methods but cris (default: mini)")
     add(
         "--cris-base",

@@ -3,29 +3,30 @@
 import argparse
 import csv
 import json
-import shlex
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
 from engine.choices import BASE_ALONE, SMALL_BASE
+from engine.commands.trials import Trial, run_command, train
 from engine.errors import UserError
 from engine.evaluation.measuring import ALL
 from engine.files import check_folder, write_text
 from engine.models.bases import open_base, save_clip
-from engine.models.bundle import CARD, read_card
+from engine.models.bundle import QUESTIONS, read_card
 from engine.models.places import is_base
 from engine.nets.towers import new_clip
 from engine.prompts import MAXIMUM_TOKENS
 from engine.tables import markdown_table
-from engine.training.run_files import CHECKPOINT, LOG
+from engine.training.run_files import LOG
 
 COLUMNS = ("method", "base", "trained parameters", "Dice", "95 % interval", "IoU", "HD95", "seconds an epoch")
+FIGURES = {"dice": 3, "iou": 3, "hd95": 1}  # with digits
 NOTE = """Test split, plain class prompt, means over all cases at the original resolution; HD95 over those in which
 both masks have a voxel, in mm (in pixels for pictures). Seconds are those of the fastest epoch, with validation;
-`none` is the base alone."""
+`none` is the base alone. Of several seeds: means ± standard deviations."""
 SMALL_TEXT = {"width": 128, "heads": 4, "layers": 4, "context_length": MAXIMUM_TOKENS, "pool_type": "eos"}
 SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_size": None}
 
@@ -47,10 +48,14 @@ def _row(data: Path, method: str, options: argparse.Namespace, flags: list[str])
     folder = options.output / data.name / method
     if method == BASE_ALONE:
         return _base_alone(data, folder, options.base)
-    if not _is_done(folder, options.epochs):
-        base = _cris_base(options) if method == "cris" else options.base
-        _train(folder, ["--data", data, "--method", method, "--base", base, "--epochs", options.epochs, *flags])
-    return _figures(folder)
+    base = _cris_base(options) if method == "cris" else options.base
+    common = ["--data", data, "--method", method, "--base", base, "--epochs", options.epochs, *flags]
+    trials = []
+    for seed in options.seeds or [None]:
+        own, place = ([], folder) if seed is None else (["--seed", seed], folder / f"seed-{seed}")
+        trials.append(Trial(place, tuple(map(str, [*common, *own])), options.epochs))
+    train(trials)
+    return _over_seeds([_figures(trial.folder) for trial in trials])
 
 
 def _cris_base(options: argparse.Namespace) -> str:
@@ -69,36 +74,18 @@ def _cris_base(options: argparse.Namespace) -> str:
     return str(folder)
 
 
-def _is_done(folder: Path, epochs: int) -> bool:
-    card = read_card(folder) if (folder / CARD).is_file() else None
-    return card is not None and bool(card.metrics) and card.training["epochs"] == epochs
-
-
-def _train(folder: Path, options: list) -> None:
-    resume = ["--resume"] if (folder / "run" / CHECKPOINT).is_file() else []
-    _run("engine.train", *options, "-o", folder, *resume)
-
-
 def _base_alone(data: Path, folder: Path, base: str) -> dict:
     summary = folder / "summary.json"
     if not summary.is_file():
-        _run("engine.evaluate", "--data", data, "--adapter", BASE_ALONE, "--base", base, "-o", folder)
+        words = ["--data", data, "--adapter", BASE_ALONE, "--base", base, "-o", folder]
+        run_command(["-m", "engine.evaluate", *map(str, words)])
     (adapter,) = json.loads(summary.read_text(encoding="utf-8"))["adapters"].values()
     return {"base": base, "structures": adapter["prompts"]["plain"]}
 
 
-def _run(module: str, *words: object) -> None:
-    """Run a command of the engine, and print it."""
-    command = ["-m", module, *map(str, words)]
-    print(shlex.join(["python", *command]), flush=True)
-    code = subprocess.run([sys.executable, *command]).returncode
-    if code:
-        raise UserError(f"{module} ended with code {code}; mend it, and start the comparison again")
-
-
 def _figures(folder: Path) -> dict:
     card = read_card(folder)
-    (structures,) = card.metrics.values()
+    structures = next(structures for name, structures in card.metrics.items() if name.endswith(QUESTIONS["plain"]))
     with (folder / "run" / LOG).open(encoding="utf-8") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     return {
@@ -107,6 +94,19 @@ def _figures(folder: Path) -> dict:
         "seconds_per_epoch": round(min(seconds), 1),
         "structures": structures,
         "training": card.training,
+    }
+
+
+def _over_seeds(trials: Sequence[dict]) -> dict:
+    """Return the figures of one training; of several, those of the first with means and spreads over all."""
+    if len(trials) == 1:
+        return trials[0]
+    over_all = [_over_all(trial["structures"], "a seed") for trial in trials]
+    figures = {name: [row[name] for row in over_all if row[name] is not None] for name in FIGURES}
+    return trials[0] | {
+        "seeds": [trial["training"]["seed"] for trial in trials],
+        "mean": {name: mean(values) if values else None for name, values in figures.items()},
+        "spread": {name: stdev(values) if len(values) > 1 else None for name, values in figures.items()},
     }
 
 
@@ -120,10 +120,17 @@ def _over_all(structures: dict[str, dict], method: str) -> dict:
 def _table(rows: dict[str, dict]) -> str:
     cells = []
     for method, row in rows.items():
-        means = _over_all(row["structures"], method)
-        low, high = means["dice_interval"]
-        distance = "" if means["hd95"] is None else f"{means['hd95']:.1f}"
-        figures = f"{means['dice']:.3f}", f"{low:.3f} – {high:.3f}", f"{means['iou']:.3f}", distance
+        means = row.get("mean") or _over_all(row["structures"], method)
+        spreads = row.get("spread", {})
+        figures = [_with_spread(means[name], spreads.get(name), digits) for name, digits in FIGURES.items()]
+        interval = " – ".join(f"{limit:.3f}" for limit in means.get("dice_interval", ()))
         effort = [f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "seconds_per_epoch")]
-        cells.append([f"`{method}`", f"`{Path(row['base']).name}`", effort[0], *figures, effort[1]])
+        name = f"`{method}`", f"`{Path(row['base']).name}`"
+        cells.append([*name, effort[0], figures[0], interval, *figures[1:], effort[1]])
     return markdown_table(COLUMNS, cells)
+
+
+def _with_spread(value: float | None, spread: float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if spread is None else f"{value:.{digits}f} ± {spread:.{digits}f}"
