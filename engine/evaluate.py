@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
-from engine.choices import BASE_ALONE, SPLITS
+from engine.choices import BASE_ALONE, GRIDS, HALF, PRODUCT, PROTOCOLS, SPLITS
 from engine.cli import called, run
 from engine.errors import UserError
 from engine.imaging.volumes.planes import CHOICES
 from engine.tables import RULE
+from engine.training.plan import RANDOM, Plan
+from engine.training.protocols import settings
 
 PROMPTS = ("p1", "random", "all")
 
@@ -17,9 +19,19 @@ def main() -> None:
     options.adapters = options.compare or [options.adapter]
     if len({Path(name).name for name in options.adapters}) < len(options.adapters):
         raise UserError("two of the adapters have the same name; give each a name of its own")
+    _follow(options)
     from engine.commands import evaluate  # takes seconds: PyTorch and more
 
     evaluate.run(options)
+
+
+def _follow(options: argparse.Namespace) -> None:
+    """Take the protocol's rules where none are given."""
+    plan = Plan(**settings(options.protocol, Plan().method))
+    options.prompts = options.prompts or ["random" if plan.test_prompts == RANDOM else "p1"]
+    options.presence = plan.presence_gate if options.presence is None else options.presence == "on"
+    options.grid = options.grid or plan.metric_grid
+    options.mask_above = plan.mask_above if options.mask_above is None else options.mask_above
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,8 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         nargs="+",
         choices=PROMPTS,
-        default=["p1"],
-        help="plain class prompt, a random one, all wordings",
+        help="plain class prompt, a random one, all wordings (default: p1)",
     )
     add(
         "--wrong-prompt",
@@ -45,6 +56,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PROMPT",
         help="also ask each case for one of these that its labels do not name, and count what is found "
         "(default: the data's other structures and some of other subjects)",
+    )
+    add("--presence", choices=("on", "off"), help="whether 'not found' empties a mask (default: on)")
+    add(
+        "--grid",
+        choices=GRIDS,
+        help="of pictures: 'picture' enlarges probabilities before they are cut; 'enlarged' cuts on the base's "
+        "square and enlarges the mask; 'square' compares there (default: picture)",
+    )
+    add("--mask-above", type=int, help=f"grey value above which a picture's mask begins (default: {HALF})")
+    add("--drop-overlap", action="store_true", help="leave out what the split shares with one before it")
+    add(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=PRODUCT,
+        help="whose rules these four follow where they are not given (default: product)",
     )
     add("--seed", type=int, default=0, help="of the random and the wrong prompts")
     add("--device", default="auto")

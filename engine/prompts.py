@@ -61,13 +61,16 @@ def check_lengths(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) 
     Raises:
         UserError: a prompt past 77 tokens.
     """
-    for prompt in prompts:
-        count = len(tokenizer(prompt).input_ids)
-        if count > MAXIMUM_TOKENS:
-            raise UserError(
-                f"the prompt '{prompt[:40]}…' has {count} tokens and the base reads at most "
-                f"{MAXIMUM_TOKENS}; shorten it"
-            )
+    for prompt in too_long(tokenizer, prompts):
+        raise UserError(
+            f"the prompt '{prompt[:40]}…' has {len(tokenizer(prompt).input_ids)} tokens and the base reads at most "
+            f"{MAXIMUM_TOKENS}; shorten it"
+        )
+
+
+def too_long(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[str]) -> list[str]:
+    """Return the prompts of which a base reads the first 77 tokens alone."""
+    return [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > MAXIMUM_TOKENS]
 
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> "Tensor":

@@ -84,10 +84,10 @@ def test_after_cancelling_in_the_middle_the_next_result_is_right(tmp_path, tiny_
 
 def test_training_takes_the_cpus_steps_and_goes_on_from_its_checkpoint(tmp_path, tiny_base, pictures):
     def start(device: torch.device, folder: str) -> Trainer:
-        plan = Plan(method="dense", batch_size=2, epochs=2, absent_rate=0)
+        plan = Plan(method="dense", batch_size=2, epochs=2, absent_rate=0, precision="fp32")
         data_set = open_data_set(pictures, "train")
         checkpoint = tmp_path / folder / "checkpoint.safetensors"
-        return Trainer(open_base(str(tiny_base)), plan, data_set, data_set, (), checkpoint, device, "fp32")
+        return Trainer(open_base(str(tiny_base)), plan, data_set, data_set, (), checkpoint, device)
 
     def losses(trainer: Trainer, epochs: int = 2) -> list[float]:
         def stop(epoch) -> None:

@@ -7,35 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-
-from engine.choices import BASE_ALONE, SMALL_BASE
-from engine.commands.trials import Trial, run_command, train
+from engine.choices import BASE_ALONE
+from engine.commands import paper
+from engine.commands.trials import Trial, cris_base, run_command, train
 from engine.errors import UserError
 from engine.evaluation.measuring import ALL
 from engine.files import check_folder, write_text
-from engine.models.bases import open_base, save_clip
 from engine.models.bundle import QUESTIONS, read_card
-from engine.models.places import is_base
-from engine.nets.towers import new_clip
-from engine.prompts import MAXIMUM_TOKENS
 from engine.tables import markdown_table
 from engine.training.run_files import LOG
 
 COLUMNS = ("method", "base", "trained parameters", "Dice", "95 % interval", "IoU", "HD95", "seconds an epoch")
+SYSTEMS = ("shallow", "dense", "telescopic", "lora", "decoder", "full", "san", "cris")
+EPOCHS = 6
 FIGURES = {"dice": 3, "iou": 3, "hd95": 1}  # with digits
 NOTE = """Test split, plain class prompt, means over all cases at the original resolution; HD95 over those in which
 both masks have a voxel, in mm (in pixels for pictures). Seconds are those of the fastest epoch, with validation;
 `none` is the base alone. Of several seeds: means ± standard deviations."""
-SMALL_TEXT = {"width": 128, "heads": 4, "layers": 4, "context_length": MAXIMUM_TOKENS, "pool_type": "eos"}
-SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_size": None}
 
 
 def run(options: argparse.Namespace, flags: list[str]) -> None:
     check_folder(options.output)
+    if options.paper:
+        paper.run(options, flags)
+        return
+    options.base, options.epochs = options.base or "mini", EPOCHS if options.epochs is None else options.epochs
     tables, figures = [], {}
     for data in options.data:
-        rows = {method: _row(data, method, options, flags) for method in options.methods}
+        rows = {method: _row(data, method, options, flags) for method in options.methods or (BASE_ALONE, *SYSTEMS)}
         tables.append(f"## {data.name}\n\n{_table(rows)}")
         figures[data.name] = rows
         write_text(options.output / "comparison.md", "\n\n".join([*tables, NOTE]) + "\n")
@@ -48,30 +47,14 @@ def _row(data: Path, method: str, options: argparse.Namespace, flags: list[str])
     folder = options.output / data.name / method
     if method == BASE_ALONE:
         return _base_alone(data, folder, options.base)
-    base = _cris_base(options) if method == "cris" else options.base
+    base = cris_base(options.cris_base, options.base, options.output) if method == "cris" else options.base
     common = ["--data", data, "--method", method, "--base", base, "--epochs", options.epochs, *flags]
     trials = []
     for seed in options.seeds or [None]:
         own, place = ([], folder) if seed is None else (["--seed", seed], folder / f"seed-{seed}")
         trials.append(Trial(place, tuple(map(str, [*common, *own])), options.epochs))
-    train(trials)
+    train(trials, options.cluster)
     return _over_seeds([_figures(trial.folder) for trial in trials])
-
-
-def _cris_base(options: argparse.Namespace) -> str:
-    """Return the base of cris; a small one is made of random weights, with the tokenizer of the other base."""
-    if options.cris_base != SMALL_BASE:
-        return options.cris_base
-    folder = options.output / "bases" / "clip-small-resnet"
-    if not is_base(folder):
-        base = open_base(options.base)
-        tokenizer = base.load_tokenizer()
-        text = SMALL_TEXT | {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id}
-        vision = SMALL_VISION | {"image_size": base.side}
-        config = {"embed_dim": SMALL_TEXT["width"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-        torch.manual_seed(0)
-        save_clip(folder, new_clip(config), config, tokenizer)
-    return str(folder)
 
 
 def _base_alone(data: Path, folder: Path, base: str) -> dict:

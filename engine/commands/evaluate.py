@@ -11,11 +11,13 @@ from rich.markdown import Markdown
 from engine.choices import BASE_ALONE
 from engine.cli import progress_bar
 from engine.data import DataSet, open_data_set
+from engine.data.splits import overlap_warning, shared_with_earlier
 from engine.errors import UserError
 from engine.evaluation.measuring import (
     ALL,
     IN_VAIN,
     Ask,
+    Rules,
     Score,
     absent,
     by_structure,
@@ -32,6 +34,7 @@ from engine.evaluation.measuring import (
 from engine.evaluation.showcase import exhibit
 from engine.files import check_folder, make_folder, write_csv, write_text
 from engine.pictures.gallery import write_gallery
+from engine.prompts import MAXIMUM_TOKENS, too_long
 from engine.segmentation.segmenter import Segmenter
 from engine.tables import FIGURES, INTERVALS, RULE, markdown_table, with_interval
 
@@ -41,7 +44,9 @@ COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")
 def run(options: argparse.Namespace) -> None:
     names = options.adapters
     check_folder(options.output)
-    data_set = open_data_set(options.data, options.split)
+    left_out, remarks = _overlap(options)
+    data_set = open_data_set(options.data, options.split, left_out=left_out).masks_above(options.mask_above)
+    rules = Rules(options.presence, options.grid)
     if not data_set.case_count:
         raise UserError(f"{options.data} has no case in its split '{options.split}'")
     scores = {}
@@ -50,22 +55,44 @@ def run(options: argparse.Namespace) -> None:
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         make_folder(folder)
         with progress_bar(name, data_set.case_count) as update:
-            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane)
+            scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane, rules)
         write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
+    remarks += _cut_prompts(segmenter, scores[names[0]])
+    remarks += [f"Measured otherwise than by default: {rules}."] if rules != Rules() else []
     title = f"{data_set.name}, {options.split} split"
     rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
     checks = {name: prompt_checks(scores[name]) for name in names}
-    text = f"## {title}\n\n{_table(rows)}\n\n{_checks_for_people(checks)}".strip()
+    text = "\n\n".join([f"## {title}", *remarks, _table(rows), _checks_for_people(checks)]).strip()
     write_text(options.output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
     summary = {
         "data": title,
         "rule": f"{INTERVALS} {RULE}",
+        "remarks": remarks,
         "adapters": {name: {"prompts": rows[name], "prompt_checks": checks[name]} for name in names},
     }
     write_text(options.output / "summary.json", json.dumps(summary, indent=1) + "\n")
     Console().print(Markdown(text))
     print(f"wrote {options.output}")
+
+
+def _overlap(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """Return the images that are to be left out, and what is to be said of those that the splits share."""
+    overlaps = shared_with_earlier(options.data, options.split)
+    if not overlaps:
+        return [], []
+    if options.drop_overlap:
+        return [overlap.path for overlap in overlaps], [
+            f"Without {len(overlaps)} image(s) that other splits hold too."
+        ]
+    return [], [f"Warning: {overlap_warning(options.split, overlaps)}; --drop-overlap leaves them out."]
+
+
+def _cut_prompts(segmenter: Segmenter, scores: Sequence[Score]) -> list[str]:
+    cut = too_long(segmenter.tokenizer, dict.fromkeys(score.prompt for score in scores))
+    if not cut:
+        return []
+    return [f"{len(cut)} prompt(s) of more than {MAXIMUM_TOKENS} tokens were cut there, such as '{cut[0]}'."]
 
 
 def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
         method=converted.method,
         placement=converted.placement,
         hidden_size=converted.hidden_size,
+        variant=converted.variant,
         base=base.name,
         base_sha256=base.sha256,
         prompts=options.prompts,
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         licence=options.licence,
         modality=options.modality,
         training={
-            "code": "naamiinepal/vlsm-adapter",
+            "code": "DerrickWang005/CRIS.pytorch" if converted.method == "cris" else "naamiinepal/vlsm-adapter",
             "imported_from": checkpoint.path.name,
             "imported_sha256": checkpoint.sha256,
             "parameters": parameters,
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         engine_version=__version__,
     )
     save_bundle(output, converted.adapter, card)
-    kind = f"{card.method} {card.placement}, width {card.hidden_size}, {parameters:,} parameters"
-    print(f"wrote {output}: {kind}, for the base '{base.name}'")
+    kind = f"{card.method} {card.placement}".strip() + (f", width {card.hidden_size}" if card.hidden_size else "")
+    print(f"wrote {output}: {kind}, {parameters:,} parameters, for the base '{base.name}'")
     if not converted.base_checked:
         print(f"the checkpoint holds the adapter alone: whether it was trained on '{base.name}' cannot be checked")

@@ -12,14 +12,16 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.markdown import Markdown
 
+from engine.choices import HALF
 from engine.cli import interruptible, progress_bar
-from engine.data import DataSet, open_splits, wordings
+from engine.data import DataSet, open_data_set, open_splits, shared_images, wordings
 from engine.data.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.data.checking import check
+from engine.data.splits import overlap_warning, spread_evenly
 from engine.errors import Cancelled, UserError
-from engine.evaluation.card_figures import calibrate_adapter, measure_adapter
-from engine.evaluation.measuring import means
-from engine.files import check_folder, write_text
+from engine.evaluation.card_figures import calibrate_adapter, measure_adapter, measure_by
+from engine.evaluation.measuring import Rules, means
+from engine.files import check_folder, write_csv, write_text
 from engine.imaging.volumes.planes import ALL_PLANES, PLANES
 from engine.models.bases import Base, open_base
 from engine.models.bundle import AdapterCard, check_bundle_folder, save_bundle, write_card
@@ -27,8 +29,9 @@ from engine.prompts import OTHER_STRUCTURES, absent_from
 from engine.segmentation.devices import choose_device
 from engine.segmentation.segmenter import Segmenter
 from engine.training.checkpoints import check_checkpoint
-from engine.training.plan import Plan
-from engine.training.run_files import CHECKPOINT
+from engine.training.plan import PLAIN, Plan
+from engine.training.protocols import reasons
+from engine.training.run_files import CHECKPOINT, PROTOCOL_SCORES, SCORES
 from engine.training.runs import tensorboard, write_log, write_start
 from engine.training.trainer import Epoch, Trainer, among_processes
 from engine.version import __version__
@@ -42,11 +45,11 @@ def run(options: argparse.Namespace, plan: Plan) -> None:
         _check(options, planes, plan.channels)
         return
     base = open_base(options.base)
-    sets = open_splits(options.data, planes, plan.channels, options.drop_overlap)
+    sets, shared = _open_sets(options, planes, plan)
     if not sets["train"].annotations:
         raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
     if options.seeds is None:
-        _train_one(plan, base, sets, options.output, options)
+        _train_one(plan, base, sets, shared, options.output, options)
         return
     results = {}
     for seed in options.seeds:
@@ -54,8 +57,25 @@ def run(options: argparse.Namespace, plan: Plan) -> None:
         folder = options.output / f"seed-{seed}"
         begun = (folder / "run" / CHECKPOINT).is_file()
         of_seed = argparse.Namespace(**{**vars(options), "resume": options.resume and begun})
-        results[seed] = _train_one(replace(plan, seed=seed), base, sets, folder, of_seed)
+        results[seed] = _train_one(replace(plan, seed=seed), base, sets, shared, folder, of_seed)
     _summarise_seeds(options.output, results)
+
+
+def _open_sets(
+    options: argparse.Namespace, planes: tuple[str, ...], plan: Plan
+) -> tuple[dict[str, DataSet], dict[str, int]]:
+    """Return the splits, and how many images each shares with one before it where that is kept."""
+    sets = open_splits(options.data, planes, plan.channels, options.drop_overlap, options.keep_overlap)
+    shared = {split: found for split, found in shared_images(sets).items() if found} if options.keep_overlap else {}
+    for split, overlaps in shared.items():
+        print(f"warning: {overlap_warning(split, overlaps)}")
+    if options.subset:
+        for split, data_set in sets.items():
+            kept = spread_evenly(list(data_set.paths.values()), options.subset)
+            whole = open_data_set(options.data, split, planes, plan.channels)
+            left_out = set(whole.paths.values()).difference(kept)
+            sets[split] = open_data_set(options.data, split, planes, plan.channels, left_out)
+    return sets, {split: len(overlaps) for split, overlaps in shared.items()}
 
 
 def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) -> None:
@@ -69,7 +89,7 @@ def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) 
             if interrupted():
                 raise Cancelled
 
-        report = check(options.data, planes, channels, options.drop_overlap, on_case)
+        report = check(options.data, planes, channels, options.drop_overlap or options.keep_overlap, on_case)
     written = write_report(output, report, planes, channels)
     Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
     print(f"wrote {', '.join(map(str, written))}")
@@ -78,14 +98,20 @@ def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) 
 
 
 def _train_one(
-    plan: Plan, base: Base, sets: dict[str, DataSet], output: Path, options: argparse.Namespace
+    plan: Plan,
+    base: Base,
+    sets: dict[str, DataSet],
+    shared: dict[str, int],
+    output: Path,
+    options: argparse.Namespace,
 ) -> dict | None:
     """Train one adapter, calibrate and test it; return the means over the test split, None where there is none."""
     check_bundle_folder(output, options.overwrite or options.resume)
     folder = output / "run"
+    masks_above = {split: data_set.masks_above(plan.mask_above) for split, data_set in sets.items()}
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
     others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
-    validation_set = sets["val"] if sets["val"].annotations else None
+    validation_set = masks_above["val"] if sets["val"].annotations else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
     if options.resume:
@@ -93,18 +119,19 @@ def _train_one(
     trainer = Trainer(
         base,
         plan,
-        sets["train"],
+        masks_above["train"],
         validation_set,
         others,
         checkpoint,
         device,
-        options.precision,
         options.keep_activations,
         options.recompute_activations,
     )
     if options.resume:
         trainer.resume()
-    card = _card(plan, base, prompts, output, options)
+    card = replace(
+        _card(plan, base, prompts, output, options), training={"shared_images": shared} if shared else {}
+    )
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
         where = str(accelerator.device), accelerator.num_processes
@@ -118,7 +145,7 @@ def _train_one(
     save_bundle(output, trainer.model.trained, _finished(card, trainer))
     segmenter = Segmenter(str(output), options.base, options.device)
     _calibrate(segmenter, sets["val"], others)
-    figures = _test(segmenter, sets["test"], others)
+    figures = _test(segmenter, plan, sets["test"], others, folder)
     write_card(output, segmenter.card)
     print(f"wrote {output}")
     return figures
@@ -167,12 +194,18 @@ def _telling_how_to_go_on() -> Iterator[None]:
 
 def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
     seconds = round(sum(epoch.seconds for epoch in trainer.history))
-    training = asdict(trainer.plan) | {
-        "parameters": sum(p.numel() for p in trainer.model.trained.parameters() if p.requires_grad),
-        "seconds": seconds,
-        "epochs_run": len(trainer.history),
-        "device": str(trainer.accelerator.device),
-    }
+    plan = trainer.plan
+    training = (
+        card.training
+        | asdict(plan)
+        | {
+            "protocol_reasons": reasons(plan.protocol, plan.method),
+            "parameters": sum(p.numel() for p in trainer.model.trained.parameters() if p.requires_grad),
+            "seconds": seconds,
+            "epochs_run": len(trainer.history),
+            "device": str(trainer.accelerator.device),
+        }
+    )
     return replace(card, training=training)
 
 
@@ -182,6 +215,7 @@ def _card(plan: Plan, base: Base, prompts: list[str], output: Path, options: arg
         method=plan.method,
         placement=plan.placement,
         hidden_size=plan.hidden_size,
+        variant=plan.variant,
         base=base.name,
         base_sha256=base.sha256,
         prompts=prompts,
@@ -203,17 +237,30 @@ def _calibrate(segmenter: Segmenter, validation_set: DataSet, others: list[str])
     print(calibration or "presence threshold 0.5, not calibrated: no validation images with labels")
 
 
-def _test(segmenter: Segmenter, test_set: DataSet, others: list[str]) -> dict | None:
-    """Return the means over the test split, segmented as a user would; None where there is none."""
+def _test(segmenter: Segmenter, plan: Plan, test_set: DataSet, others: list[str], folder: Path) -> dict | None:
+    """Return the means over the test split, segmented as a user would; None where there is none. Where the plan
+    has other rules, measure by those too."""
     if not test_set.case_count:
         return None
     with progress_bar("testing", test_set.case_count) as update:
         scores, rates = measure_adapter(segmenter, test_set, others, update)
+    write_csv(folder / SCORES, scores)
     total = means(scores)
-    print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}")
+    print(f"test {_figures(total)}")
     if rates:
         print(f"test: {rates}")
+    rules = Rules(plan.presence_gate, plan.metric_grid)
+    if (rules, plan.test_prompts, plan.mask_above) != (Rules(), PLAIN, HALF):
+        with progress_bar("testing by the plan's rules", test_set.case_count) as update:
+            masks = test_set.masks_above(plan.mask_above)
+            theirs = measure_by(rules, plan.test_prompts, segmenter, masks, plan.seed, update)
+        write_csv(folder / PROTOCOL_SCORES, theirs)
+        print(f"test with {plan.test_prompts} prompts, {rules}: {_figures(means(theirs))}")
     return total
+
+
+def _figures(total: dict) -> str:
+    return f"Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}"
 
 
 def _summarise_seeds(output: Path, results: dict[int, dict | None]) -> None:

@@ -1,6 +1,5 @@
 """Trainings that stand in a comparison: each is a command of its own, which is printed, and is done once."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -8,11 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from engine.choices import SMALL_BASE
 from engine.cli import INTERRUPTED
 from engine.errors import Cancelled, UserError
+from engine.models.bases import open_base, save_clip
 from engine.models.bundle import CARD, read_card
+from engine.models.places import is_base
+from engine.nets.towers import new_clip
+from engine.prompts import MAXIMUM_TOKENS
 from engine.segmentation.cluster import connected
 from engine.training.run_files import CHECKPOINT
+
+SMALL_TEXT = {"width": 128, "heads": 4, "layers": 4, "context_length": MAXIMUM_TOKENS, "pool_type": "eos"}
+SMALL_VISION = {"layers": [2, 2, 2, 2], "width": 32, "head_width": 64, "patch_size": None}
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def _run_on(cluster: str, commands: Sequence[Sequence[str]]) -> None:
     with connected(cluster) as ray:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         start = ray.remote(_run_there).options(max_retries=0, **share)
-        waiting = {start.remote(command, os.getcwd()): command for command in commands}
+        waiting = {start.remote(command, str(Path.cwd())): command for command in commands}
         failed = []
         while waiting:
             (done,), _ = ray.wait(list(waiting))
@@ -97,3 +106,20 @@ def _run_there(command: Sequence[str], folder: str) -> tuple[int, str]:
     """Run a command in a worker, which sees one GPU alone; return its code, and its last line where it failed."""
     ended = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
     return ended.returncode, ended.stderr.strip().splitlines()[-1] if ended.returncode and ended.stderr else ""
+
+
+def cris_base(chosen: str, other: str, output: Path) -> str:
+    """Return the base of cris; a small one is made of random weights in `output`, with the tokenizer of the other
+    methods' base."""
+    if chosen != SMALL_BASE:
+        return chosen
+    folder = output / "bases" / "clip-small-resnet"
+    if not is_base(folder):
+        base = open_base(other)
+        tokenizer = base.load_tokenizer()
+        text = SMALL_TEXT | {"vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id}
+        vision = SMALL_VISION | {"image_size": base.side}
+        config = {"embed_dim": SMALL_TEXT["width"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+        torch.manual_seed(0)
+        save_clip(folder, new_clip(config), config, tokenizer)
+    return str(folder)

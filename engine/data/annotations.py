@@ -113,6 +113,11 @@ class DataSet(ABC):
             UserError: the file is missing or damaged, or its labels do not fit.
         """
 
+    def masks_above(self, grey: int) -> "DataSet":
+        """Return the same images, whose masks begin above another grey value of their files; labels of volumes have
+        none."""
+        return self
+
     @property
     def case_count(self) -> int:
         return len(self.paths)

@@ -1,11 +1,13 @@
 """Pictures with masks in the MedVLSM layout: `images/`, `masks/` and `anns/{split}.json`."""
 
 from collections import defaultdict
+from copy import copy
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from engine.choices import HALF
 from engine.data.annotations import Annotation, Case, DataSet, Truth
 from engine.data.descriptions import path_inside, read_json
 from engine.errors import UserError
@@ -13,20 +15,22 @@ from engine.imaging.reading import read_volume
 from engine.imaging.volumes.intensity import intensity_range, to_unit
 from engine.imaging.volumes.volume import Volume
 
-HALF = 127
 JPEG = (".jpg", ".jpeg")
 
 
 class PictureSet(DataSet):
-    """The pictures of one split. A row may name its "patient", who then must not be in two splits."""
+    """The pictures of one split. A row may name its "patient", who then must not be in two splits.
+
+    Where `images` and `masks` are parted into `train` and `test`, as those of CAMUS are, names may recur in both.
+    """
 
     def __init__(self, folder: Path, split: str, left_out: frozenset[Path]):
         self.name = folder.name
-        self._folder = folder
+        images, self._masks = (_part(folder / name, split) for name in ("images", "masks"))
+        self._mask_above = HALF
         self._sizes: dict[str, tuple[int, int]] = {}
         path = folder / "anns" / f"{split}.json"
         try:
-            images = folder / "images"
             rows = [row for row in read_json(path) if path_inside(images, row["img_name"]) not in left_out]
             self.annotations = sorted(map(_annotation, rows), key=lambda annotation: annotation.case)
             self.patients = {row["img_name"]: str(row["patient"]) for row in rows if "patient" in row}
@@ -35,7 +39,12 @@ class PictureSet(DataSet):
         self._by_case: dict[str, list[Annotation]] = defaultdict(list)
         for annotation in self.annotations:
             self._by_case[annotation.case].append(annotation)
-        self.paths = {name: folder / "images" / name for name in self._by_case}
+        self.paths = {name: images / name for name in self._by_case}
+
+    def masks_above(self, grey: int) -> "PictureSet":
+        other = copy(self)
+        other._mask_above = grey
+        return other
 
     def image(self, annotation: Annotation) -> np.ndarray:
         volume = self._volume(annotation.case)
@@ -52,7 +61,7 @@ class PictureSet(DataSet):
                 f"{path} has {_size(grey.shape)} pixels and its image {annotation.case} {_size(expected)}; "
                 "they must be equal"
             )
-        return binary(grey, path)
+        return binary(grey, path, self._mask_above)
 
     def case(self, name: str) -> Case:
         volume = self._volume(name)
@@ -63,12 +72,18 @@ class PictureSet(DataSet):
         return self.mask(annotation)[None]
 
     def _mask_path(self, annotation: Annotation) -> Path:
-        return self._folder / "masks" / str(annotation.target)
+        return self._masks / str(annotation.target)
 
     def _volume(self, case: str) -> Volume:
         volume = _read_single(self.paths[case])
         self._sizes[case] = volume.shape[1:]
         return volume
+
+
+def _part(folder: Path, split: str) -> Path:
+    """Return where the files of a split are: validation is a part of what was for training."""
+    part = folder / ("test" if split == "test" else "train")
+    return part if part.is_dir() else folder
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -85,8 +100,9 @@ def read_grey(path: Path) -> np.ndarray:
     return voxels[..., 0]
 
 
-def binary(grey: np.ndarray, path: Path) -> np.ndarray:
-    """Return a mask as bool. JPEG masks hold grey values near the edge, so the middle parts them.
+def binary(grey: np.ndarray, path: Path, above: int = HALF) -> np.ndarray:
+    """Return a mask as bool. JPEG masks hold grey values near the edge, so the middle parts them, or another value
+    that is given.
 
     Raises:
         UserError: other numbers, such as those of several classes in one file.
@@ -94,7 +110,7 @@ def binary(grey: np.ndarray, path: Path) -> np.ndarray:
     highest = grey.max()
     if 1 < highest <= HALF and path.suffix.lower() not in JPEG:
         raise UserError(f"{path} holds numbers up to {highest}; a mask holds 0 and 255, or 0 and 1: one structure")
-    return grey > (HALF if highest > 1 else 0)
+    return grey > (above if highest > 1 else 0)
 
 
 def odd_share(path: Path) -> float:

@@ -1,6 +1,7 @@
 """Open a folder in whichever layout it is, and see that its splits share nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +60,25 @@ def is_data_set(folder: Path) -> bool:
 
 
 def open_splits(
-    folder: Path, planes: tuple[str, ...], channels: str = SLICE, drop_overlap: bool = False
+    folder: Path,
+    planes: tuple[str, ...],
+    channels: str = SLICE,
+    drop_overlap: bool = False,
+    keep_overlap: bool = False,
 ) -> dict[str, DataSet]:
     """Open all splits of a folder, which must not share an image (by the bytes of the files) or a patient.
 
     Args:
         drop_overlap: leave what two splits share out of the later one (of train, val, test).
+        keep_overlap: take the splits as they are.
 
     Raises:
-        UserError: two splits share something and `drop_overlap` is false; see also `open_data_set`.
+        UserError: two splits share something and neither `drop_overlap` nor `keep_overlap` is given; see also
+            `open_data_set`.
     """
     sets = {split: open_data_set(folder, split, planes, channels) for split in SPLITS}
+    if keep_overlap:
+        return sets
     for split, overlaps in shared_images(sets).items():
         if overlaps and not drop_overlap:
             raise UserError(
@@ -80,6 +89,29 @@ def open_splits(
             left_out = [overlap.path for overlap in overlaps]
             sets[split] = open_data_set(folder, split, planes, channels, left_out)
     return sets
+
+
+def spread_evenly(paths: Sequence[Path], count: int) -> list[Path]:
+    """Return `count` of the paths, spread evenly over them; all where there are no more."""
+    return [paths[len(paths) * index // count] for index in range(count)] if count < len(paths) else list(paths)
+
+
+def shared_with_earlier(folder: Path, split: str) -> "list[Overlap]":
+    """Return what a split shares with those before it, as far as these can be opened."""
+    sets = {}
+    for name in SPLITS[: SPLITS.index(split) + 1]:
+        with suppress(UserError):
+            sets[name] = open_data_set(folder, name)
+    try:
+        return shared_images(sets).get(split, [])
+    except UserError:  # a file is missing
+        return []
+
+
+def overlap_warning(split: str, overlaps: "Sequence[Overlap]") -> str:
+    """Return what is to be said of images that a split shares with others."""
+    count = f"{len(overlaps)} image(s) of the split '{split}' are also in others, such as {overlaps[0]}"
+    return f"{count}, which flatters the figures"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import islice
 
 from engine.data import DataSet
 from engine.evaluation.measuring import (
+    Rules,
     Score,
     absent,
     by_structure,
@@ -14,6 +15,7 @@ from engine.evaluation.measuring import (
     plain,
     presence_rates,
     presences,
+    random,
     wrong,
 )
 from engine.models.bundle import measured
@@ -70,3 +72,23 @@ def measure_adapter(
         metrics=card.metrics | {measured(test_set.name, "plain"): by_structure(right)},
     )
     return right, rates
+
+
+def measure_by(
+    rules: Rules,
+    prompts: str,
+    segmenter: Segmenter,
+    test_set: DataSet,
+    seed: int,
+    on_case: Callable[[], None] = lambda: None,
+) -> list[Score]:
+    """Measure on test images by other rules than the product's; the segmenter's card then holds these figures too.
+
+    Args:
+        prompts: "plain" or "random".
+        seed: of random prompts.
+    """
+    scores = evaluate(segmenter, test_set, [plain if prompts == "plain" else random(seed)], on_case, rules=rules)
+    name = f"{measured(test_set.name, prompts)}, {rules}"
+    segmenter.card = replace(segmenter.card, metrics=segmenter.card.metrics | {name: by_structure(scores)})
+    return scores

@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
+import torch
+from torch.nn import functional
 
+from engine.choices import GRIDS
 from engine.data import Case, DataSet, wordings
+from engine.errors import UserError
 from engine.evaluation.metrics import dice, hausdorff_95, intersection_over_union
 from engine.models.presence import Rates
 from engine.prompts import OTHER_STRUCTURES, absent_from
@@ -108,6 +112,25 @@ def _words(prompt: str) -> set[str]:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How answers become masks, and on which grid they are compared.
+
+    Attributes:
+        presence_gate: a prompt whose presence is below the adapter's threshold has an empty mask.
+        grid: "picture": the probability is enlarged to the picture's size, then cut at the threshold; "enlarged":
+            it is cut on the base's square, and the mask enlarged by nearest neighbour; "square": the reference is
+            shrunk to the square by nearest neighbour. The last two are for pictures.
+    """
+
+    presence_gate: bool = True
+    grid: str = GRIDS[0]
+
+    def __str__(self) -> str:
+        gate = "" if self.presence_gate else "no presence gate, "
+        return f"{gate}masks compared on the {'picture, enlarged' if self.grid == 'enlarged' else self.grid}"
+
+
+@dataclass(frozen=True)
 class Score:
     """How one question was answered.
 
@@ -137,8 +160,9 @@ def evaluate(
     asks: Sequence[Ask] = (plain,),
     on_case: Callable[[], None] = lambda: None,
     plane: str | None = None,
+    rules: Rules = Rules(),
 ) -> list[Score]:
-    """Segment every case, and compare.
+    """Segment every case, and compare. A prompt past 77 tokens is cut, as in training.
 
     Args:
         plane: see `Segmenter.set_volume`.
@@ -147,7 +171,7 @@ def evaluate(
     scores = []
     for case in data_set.cases():
         segmenter.set_volume(case.volume, plane)
-        scores += [_score(segmenter, case, question) for ask in asks for question in ask(case)]
+        scores += [_score(segmenter, case, question, rules) for ask in asks for question in ask(case)]
         on_case()
     return scores
 
@@ -204,9 +228,15 @@ def _presence_errors(scores: Iterable[Score]) -> tuple[list[bool], list[bool]]:
     return list(in_vain.values()), missed
 
 
-def _score(segmenter: Segmenter, case: Case, question: Question) -> Score:
-    result = segmenter.segment(question.prompt)
+def _score(segmenter: Segmenter, case: Case, question: Question, rules: Rules) -> Score:
+    result = segmenter.segment(question.prompt, cut=True)
+    if not rules.presence_gate:
+        result = replace(result, presence_threshold=0.0)
     mask, truth = result.mask(), question.mask
+    if rules.grid != GRIDS[0]:
+        mask, truth = (
+            _on_grid(segmenter, case, question, result.threshold, rules.grid) if result.found else (mask, truth)
+        )
     counts = int((mask & truth).sum()), int(mask.sum()), int(truth.sum())
     return Score(
         case=case.name,
@@ -220,6 +250,32 @@ def _score(segmenter: Segmenter, case: Case, question: Question) -> Score:
         truth_share=counts[2] / mask.size,
         result_share=counts[1] / mask.size,
     )
+
+
+def _on_grid(
+    segmenter: Segmenter, case: Case, question: Question, threshold: float, grid: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return result and reference (1, rows, columns) bool of a picture as the paper's code compares them."""
+    if len(case.volume.voxels) > 1:
+        raise UserError(f"{case.name} is a volume; only pictures are compared on the grid '{grid}'")
+    square = segmenter.square_probability(question.prompt) >= threshold
+    if grid == "square":
+        return square[None], _nearest(question.mask[0], square.shape)[None]
+    return _nearest(square, question.mask.shape[1:])[None], question.mask
+
+
+def _nearest(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a mask (rows, columns) at another size, each pixel that of the nearest centre."""
+    tensor = torch.from_numpy(mask)[None, None].float()
+    return functional.interpolate(tensor, size=shape, mode="nearest-exact")[0, 0].numpy() > 0
+
+
+def gated(score: Score, presence_threshold: float) -> Score:
+    """Return a score without the presence gate as it is with it."""
+    if score.presence >= presence_threshold:
+        return score
+    agrees = float(not score.truth_share)
+    return replace(score, dice=agrees, iou=agrees, hd95=float("nan"), result_share=0.0)
 
 
 def by_structure(scores: Iterable[Score]) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_origin
 
 from safetensors import SafetensorError
 
-from engine.choices import METHODS
+from engine.choices import METHODS, VARIANTS
 from engine.errors import UserError
 from engine.files import check_folder, make_folder, read_json, sha256_of, write_text
 from engine.imaging.volumes.planes import CHANNELS, SLICE
@@ -38,7 +38,7 @@ class AdapterCard:
     """What is known of an adapter; `card.json` holds these fields.
 
     Attributes:
-        method, placement, hidden_size: what `build_model` takes.
+        method, placement, hidden_size, variant: what `build_model` takes.
         base, base_sha256: the base that it fits, by name and by the hash of its weights.
         plane, window: how volumes are sliced and their intensities mapped when the user does not say.
         channels: "slice": the three channels hold one slice, or its colours; "2.5d": a slice and its neighbours.
@@ -61,6 +61,7 @@ class AdapterCard:
     base: str
     base_sha256: str
     prompts: list[str]
+    variant: str = VARIANTS[0]
     modality: str = ""
     plane: str = "auto"
     window: str = "auto"
@@ -188,7 +189,8 @@ def load_model(
     if card.hidden_size * LEAST_BYTES > path.stat().st_size:
         raise UserError(f"{path} is too small for the width {card.hidden_size} of its card; get the adapter again")
     try:
-        model = build_model(card.method, network or base.load_network(), card.placement, card.hidden_size)
+        network = network or base.load_network()
+        model = build_model(card.method, network, card.placement, card.hidden_size, card.variant)
         model.trained.load_state_dict(load_file(path))
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:REASON_SHOWN]
@@ -284,7 +286,19 @@ def _presence_for_people(card: AdapterCard) -> list[str]:
 def _training_for_people(card: AdapterCard) -> list[str]:
     if not {"seconds", "parameters", "device"} <= card.training.keys():
         return []
-    return ["- {parameters:,} parameters, trained in {seconds:,} s on {device}".format(**card.training)]
+    trained = "- {parameters:,} parameters, trained in {seconds:,} s on {device}".format(**card.training)
+    return [trained, *_protocol_for_people(card)]
+
+
+def _protocol_for_people(card: AdapterCard) -> list[str]:
+    reasons = card.training.get("protocol_reasons") or {}
+    if not reasons:
+        return []
+    lines = [f"  - {name} {card.training.get(name)}: {reason}" for name, reason in reasons.items()]
+    return [
+        f"- Trained by the protocol `{card.training['protocol']}`, which differs from the product's own in",
+        *lines,
+    ]
 
 
 def _origin_for_people(card: AdapterCard) -> list[str]:
@@ -299,6 +313,7 @@ def _origin_for_people(card: AdapterCard) -> list[str]:
 
 def _method_for_people(card: AdapterCard) -> str:
     details = [card.placement, f"width {card.hidden_size}" if card.hidden_size else ""]
+    details += [card.variant] if card.variant != VARIANTS[0] else []
     return (
         f"Method `{card.method}` ({', '.join(filter(None, details))})"
         if any(details)

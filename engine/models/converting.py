@@ -1,4 +1,4 @@
-"""Adapters of the paper's own code: a Lightning checkpoint becomes a bundle.
+"""Adapters of the paper's own code, and CRIS of its authors': a checkpoint becomes a bundle.
 
 The reference (naamiinepal/vlsm-adapter, src/models/clipseg_adapter.py and base_module.py) saves its module whole:
 under `net.` the adapters, and the frozen CLIPSeg as `clipseg.`, of which shallow ones hold the part `clip.` twice.
@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from engine.choices import PLACEMENTS
+from engine.choices import PLACEMENTS, VARIANTS
 from engine.errors import UserError
 from engine.files import sha256_of
 from engine.models.bases import Base, open_base
 from engine.models.places import local_base_names
 from engine.nets.adapter import Adapter, BaseShape
+from engine.nets.cris import CRIS
 from engine.nets.methods import METHODS, build_adapter
 
 LISTS = {  # method -> our list of bottlenecks -> the reference's
@@ -32,6 +33,40 @@ LISTS = {  # method -> our list of bottlenecks -> the reference's
         "text_mlps": "l_out_adapters",
     },
 }
+CRIS_NAMES = {  # how our weights of CRIS begin -> how DerrickWang005/CRIS.pytorch has them
+    "clip.": "backbone.",
+    "shortcut.": "backbone.visual.attnpool.connect.",
+    "neck.project_sentence.": "neck.txt_proj.",
+    "neck.project_fifth.": "neck.f1_v_proj.",
+    "neck.norm_fifth.": "neck.norm_layer.0.",
+    "neck.project_fourth.": "neck.f2_v_proj.",
+    "neck.join_fourth.": "neck.f2_cat.",
+    "neck.project_third.": "neck.f3_v_proj.",
+    "neck.join_third.": "neck.f3_cat.",
+    "neck.refine.0.": "neck.f4_proj3.",
+    "neck.refine.1.": "neck.f4_proj4.",
+    "neck.refine.2.": "neck.f4_proj5.",
+    "neck.aggregate.": "neck.aggr.",
+    "neck.locate.0.": "neck.coordconv.0.conv1.",
+    "neck.locate.1.": "neck.coordconv.1.",
+    "decoder.": "decoder.layers.",
+    "decoder_norm.": "decoder.norm.",
+    "projector.upsample.": "proj.vis.",
+    "projector.kernel.": "proj.txt.",
+}
+CRIS_LAYER_NAMES = {  # within a layer of its decoder
+    "norms.0.": "norm1.",
+    "norms.1.": "norm2.",
+    "norms.2.": "norm3.",
+    "self_attention.": "self_attn.",
+    "self_norm.": "self_attn_norm.",
+    "word_attention.": "multihead_attn.",
+    "word_norm.": "cross_attn_norm.",
+    "mlp.": "ffn.",
+}
+CRIS_MARK = "neck.txt_proj.0.weight"
+PARALLEL = "module."  # before each name, where it was trained on several GPUs
+UNUSED = ("backbone.logit_scale",)
 CONDITIONAL, THEIR_CONDITIONAL = "conditional", "cond_adapter"
 LINEAR_LAYERS = {"down": "fc1", "up": "fc2"}
 FROZEN = {"clipseg.": "", "clip.": "clip."}  # the reference's prefix -> Hugging Face's
@@ -57,14 +92,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """An adapter with what `build_adapter` was given for it; `base_checked` says whether the checkpoint held the
+    """An adapter with what `build_model` was given for it; `base_checked` says whether the checkpoint held the
     frozen weights too, and they are those of the base."""
 
-    adapter: Adapter
+    adapter: Adapter | CRIS
     method: str
     placement: str
     hidden_size: int
     base_checked: bool
+    variant: str = VARIANTS[0]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -87,7 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     settings = content.get("hyper_parameters")
     threshold = settings.get("threshold") if isinstance(settings, dict) else None
     valid = isinstance(threshold, float) and 0 < threshold < 1
-    names = {str(name).removeprefix("net."): weight for name, weight in weights.items()}
+    names = {str(name).removeprefix("net.").removeprefix(PARALLEL): weight for name, weight in weights.items()}
     return Checkpoint(path, sha256_of(path), names, threshold if valid else DEFAULT_THRESHOLD)
 
 
@@ -99,6 +135,8 @@ def convert(checkpoint: Checkpoint, base: Base) -> Converted:
             shape or not finite.
     """
     path, weights = checkpoint.path, checkpoint.weights
+    if CRIS_MARK in weights:
+        return _convert_cris(checkpoint, base)
     method, placement = _kind(path, weights)
     network = base.load_network()
     base_checked = _check_frozen(path, weights, base, network.state_dict())
@@ -109,6 +147,28 @@ def convert(checkpoint: Checkpoint, base: Base) -> Converted:
     _check_adapter(path, weights, {names[ours]: w for ours, w in adapter.state_dict().items()}, base)
     adapter.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()})
     return Converted(adapter, method, placement, hidden_size, base_checked)
+
+
+def _convert_cris(checkpoint: Checkpoint, base: Base) -> Converted:
+    """Return CRIS with all its weights; those of the base are replaced too, so that only its shape counts."""
+    weights = {name: weight for name, weight in checkpoint.weights.items() if name not in UNUSED}
+    net = CRIS(base.load_network(), VARIANTS[1])
+    ours = net.state_dict()
+    names = {name: _their_cris_name(name) for name in ours}
+    _check_adapter(checkpoint.path, weights, {names[name]: weight for name, weight in ours.items()}, base)
+    net.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
+    return Converted(net, "cris", "", 0, True, VARIANTS[1])
+
+
+def _their_cris_name(ours: str) -> str:
+    """Return the authors' name of one of our weights, for example decoder.layers.0.norm1.weight."""
+    start = next(start for start in CRIS_NAMES if ours.startswith(start))
+    rest = ours.removeprefix(start)
+    if start == "decoder.":
+        layer, _, rest = rest.partition(".")
+        part = next(part for part in CRIS_LAYER_NAMES if rest.startswith(part))
+        rest = f"{layer}.{CRIS_LAYER_NAMES[part]}{rest.removeprefix(part)}"
+    return CRIS_NAMES[start] + rest
 
 
 class _Setting:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import CLIPSegConfig
 
-from engine.choices import PLACEMENTS
+from engine.choices import PLACEMENTS, VARIANTS
 
 CONDITION_HIDDEN_SIZE = 256
 
@@ -40,12 +40,14 @@ class Adapter(nn.Module):
     Attributes:
         hidden_size: the width that the method has when none is asked for; 0 where there is nothing to choose.
         placements: those that the method can have; the first is taken when none is asked for.
+        variants: those of its net.
         frozen_encoder: the vision encoder gives what it gave without the adapter.
         changes_base: weights of the base itself are trained.
     """
 
     hidden_size: ClassVar[int] = 0
     placements: ClassVar[tuple[str, ...]] = PLACEMENTS
+    variants: ClassVar[tuple[str, ...]] = VARIANTS[:1]
     frozen_encoder: ClassVar[bool] = False
     changes_base: ClassVar[bool] = False
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.choices import VARIANTS
 from engine.errors import UserError
 from engine.nets.prompted import PromptedNet
 from engine.nets.towers import encode_text, resize_positions, towers_of
@@ -19,12 +20,20 @@ DEPTH, HEADS = 3, 8
 DROPOUT = 0.2  # the VLSM-Adapter benchmark's
 KERNEL = 3
 STRIDE = 32  # of the ResNet's last stage
+ENLARGEMENTS = {
+    "original": {"mode": "bilinear", "align_corners": False},
+    "released": {"mode": "bicubic", "align_corners": True},
+}
 
 Condition = tuple[Tensor, Tensor, Tensor]
 
 
 class CRIS(PromptedNet):
     """CRIS over an open_clip CLIP with a ResNet, which it takes over; every weight is trained.
+
+    Args:
+        variant: "original", or "released" as in the VLSM-Adapter benchmark's code, whose last enlargement is
+            bicubic with aligned corners.
 
     Attributes:
         patch_size: of which the side of images is a multiple; the paper's side is 416.
@@ -35,9 +44,11 @@ class CRIS(PromptedNet):
 
     hidden_size: ClassVar[int] = 0
     placements: ClassVar[tuple[str, ...]] = ("",)
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
 
-    def __init__(self, clip: nn.Module):
+    def __init__(self, clip: nn.Module, variant: str = VARIANTS[0]):
         super().__init__()
+        self._enlargement = ENLARGEMENTS[variant]
         clip = towers_of(clip)
         if not hasattr(clip.visual, "attnpool"):
             raise UserError("cris needs a CLIP with a ResNet; choose clip-rn50 or another such CLIP as base")
@@ -107,7 +118,7 @@ class CRIS(PromptedNet):
         decoded = self.decoder_norm(tokens).transpose(1, 2).unflatten(2, fused.shape[2:])
         logits = self.projector(decoded, sentence.expand(len(maps), -1))
         side = self.patch_size * maps.shape[3]
-        return F.interpolate(logits[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+        return F.interpolate(logits[:, None], size=(side, side), **self._enlargement)[:, 0]
 
     def values_per_slice(self, side: int) -> int:
         return 12 * (side // 4) ** 2 * self.clip.visual.layer1[-1].conv3.out_channels

@@ -8,25 +8,27 @@ the text. CLIP reads the image at half the side, as in the paper.
 Where the paper chooses among classes by a softmax and trains with a matching loss, a prompt here gets one map,
 as in the VLSM-Adapter benchmark: the proposals' logits, summed with the mean over channels of proposal
 embedding × text embedding as weights. So proposals are learned for what the prompts name, also on a CLIP that
-was never trained to compare images and text. Two things of the benchmark's code are not followed: it let no
-gradient into the attention biases, and it fused CLIP's layers 0, 1, 2 into the side layers 0, 3, 6, the reverse
-of the paper's map.
+was never trained to compare images and text. The variant "released" is what the benchmark's code trains: it fuses
+CLIP's layers 0, 1, 2 into the side layers 0, 3, 6, the reverse of the paper's map, whose fourth fusion then never
+comes, and lets no gradient through CLIP, so that neither its position embedding nor the attention biases learn.
 """
 
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.choices import VARIANTS
 from engine.errors import UserError
 from engine.nets.prompted import PromptedNet
 from engine.nets.towers import encode_text, resize_positions, towers_of
 
 DEPTH, HEADS, WIDTH = 8, 6, 240
 QUERIES = 100
-FUSIONS = 4  # into the first four states of the side network: CLIP's features before and between its quarters
+FUSIONS = 4  # of CLIP's features into states of the side network
+ORIGINAL, RELEASED = VARIANTS
+FUSED_STATES = {ORIGINAL: (0, 1, 2, 3), RELEASED: (0, 3, 6)}
 PROPOSAL_SIZE = 256
 SIDE = 640  # of the paper's images; position embeddings are resized to others
 CLIP_SCALE = 2
@@ -39,6 +41,7 @@ class SAN(PromptedNet):
         network: a CLIPSeg of Hugging Face, of which the CLIP is taken, or an open_clip CLIP with a vision
             transformer.
         hidden_size: width of the side network, a multiple of its 6 heads.
+        variant: "original", or "released" (see above).
 
     Attributes:
         trained: the side network; everything else is frozen.
@@ -50,8 +53,9 @@ class SAN(PromptedNet):
 
     hidden_size: ClassVar[int] = WIDTH
     placements: ClassVar[tuple[str, ...]] = ("",)
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
 
-    def __init__(self, network: nn.Module, hidden_size: int = WIDTH):
+    def __init__(self, network: nn.Module, hidden_size: int = WIDTH, variant: str = ORIGINAL):
         super().__init__()
         clip = towers_of(network)
         if not hasattr(clip.visual, "class_embedding"):
@@ -59,7 +63,10 @@ class SAN(PromptedNet):
         if hidden_size % HEADS:
             raise UserError(f"the hidden size of san is {hidden_size}; give a multiple of {HEADS}")
         self.clip = clip.requires_grad_(False)
-        self.trained = SideNetwork(clip.visual, hidden_size)
+        self.variant = variant
+        self.trained = SideNetwork(clip.visual, hidden_size, FUSED_STATES[variant])
+        if variant == RELEASED:
+            self._freeze_what_gets_no_gradient()
         self.patch_size = CLIP_SCALE * clip.visual.patch_size[0]
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
@@ -72,7 +79,9 @@ class SAN(PromptedNet):
             (slices, proposals, patches + embed_dim): of each proposal its logits, then its embedding.
         """
         features = self._features(pixel_values)
-        masks, biases = self.trained(pixel_values, [f[:, 1:] for f in features])
+        masks, biases = self.trained(pixel_values, [features[layer][:, 1:] for layer in self._fused_layers])
+        if self.variant == RELEASED:
+            biases = biases.detach()
         return torch.cat([masks.flatten(2), self._embeddings(features[-1], biases)], dim=2)
 
     def encode_prompts(self, input_ids: Tensor) -> Tensor:
@@ -103,8 +112,26 @@ class SAN(PromptedNet):
         of_clip = 12 * visual.conv1.out_channels + 2 * self.trained.heads * tokens
         return tokens * (of_clip + 12 * WIDTH + PROPOSAL_SIZE * self.trained.heads)
 
+    @property
+    def _fused_layers(self) -> list[int]:
+        """How many of CLIP's layers come before each fusion."""
+        if self.variant == RELEASED:
+            return [0, 1, 2]
+        return [len(self.clip.visual.transformer.resblocks) * i // FUSIONS for i in range(FUSIONS)]
+
+    @property
+    def _last_quarter(self) -> int:
+        return len(self.clip.visual.transformer.resblocks) * (FUSIONS - 1) // FUSIONS
+
+    def _freeze_what_gets_no_gradient(self) -> None:
+        side = self.trained
+        for part in (side.fusions[-1], side.bias_head, side.bias_scale):
+            part.requires_grad_(False)
+        side.clip_positions.requires_grad_(False)
+
     def _features(self, pixel_values: Tensor) -> list[Tensor]:
-        """Return CLIP's tokens (slices, 1 + patches, width) at the layers that are fused, class token first."""
+        """Return CLIP's tokens (slices, 1 + patches, width), class token first, before and after each layer but
+        those of the last quarter."""
         visual = self.clip.visual
         side = pixel_values.shape[-1] // CLIP_SCALE
         patches = visual.conv1(F.interpolate(pixel_values, size=(side, side), mode="bilinear", align_corners=False))
@@ -112,10 +139,8 @@ class SAN(PromptedNet):
         tokens = patches.flatten(2).transpose(1, 2) + grid
         first = (visual.class_embedding + self.trained.clip_positions[0]).expand(len(tokens), 1, -1)
         features = [visual.ln_pre(torch.cat([first.to(tokens.dtype), tokens], dim=1))]
-        blocks = visual.transformer.resblocks
-        bounds = [len(blocks) * i // FUSIONS for i in range(FUSIONS)]
-        for start, stop in pairwise(bounds):
-            features.append(_run(blocks[start:stop], features[-1]))
+        for block in visual.transformer.resblocks[: self._last_quarter]:
+            features.append(block(features[-1]))
         return features
 
     def _embeddings(self, features: Tensor, biases: Tensor) -> Tensor:
@@ -133,8 +158,8 @@ class SAN(PromptedNet):
         pooled = F.adaptive_max_pool2d(biases.flatten(1, 2), (grid, grid))
         mask = attention_mask(pooled.flatten(2).unflatten(1, biases.shape[1:3]))
         tokens = torch.cat([features[:, :1].expand(-1, proposals, -1), features], dim=1)
-        blocks = visual.transformer.resblocks
-        tokens = _run(blocks[len(blocks) * (FUSIONS - 1) // FUSIONS :], tokens, mask)
+        for block in visual.transformer.resblocks[self._last_quarter :]:
+            tokens = block(tokens, attn_mask=mask)
         return F.normalize(visual.ln_post(tokens[:, :proposals]) @ visual.proj, dim=2)
 
 
@@ -142,10 +167,14 @@ class SideNetwork(nn.Module):
     """The vision transformer beside CLIP, with its heads for proposals and attention biases.
 
     `clip_positions` is CLIP's own position embedding, which the paper trains too.
+
+    Args:
+        fused_states: before which block, or after the last, each of CLIP's features is added.
     """
 
-    def __init__(self, visual: nn.Module, width: int):
+    def __init__(self, visual: nn.Module, width: int, fused_states: tuple[int, ...]):
         super().__init__()
+        self._fused_states = fused_states
         patch, clip_width = visual.patch_size[0], visual.conv1.out_channels
         self.clip_positions = nn.Parameter(visual.positional_embedding.detach().clone())
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
@@ -195,9 +224,10 @@ class SideNetwork(nn.Module):
         return masks.unflatten(2, grid), biases.unflatten(3, grid)
 
     def _fuse(self, tokens: Tensor, index: int, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        if index >= FUSIONS:
+        if index not in self._fused_states:
             return tokens
-        fused = self.fusions[index](features[index])
+        position = self._fused_states.index(index)
+        fused = self.fusions[position](features[position])
         side = round(fused.shape[1] ** 0.5)
         square = fused.transpose(1, 2).unflatten(2, (side, side))
         resized = F.interpolate(square, size=grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
@@ -222,12 +252,6 @@ def _perceptron(width: int, size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, size)
     )
-
-
-def _run(blocks: nn.ModuleList, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    for block in blocks:
-        tokens = block(tokens, attn_mask=attention_mask)
-    return tokens
 
 
 def attention_mask(biases: Tensor) -> Tensor:

@@ -201,11 +201,13 @@ class Segmenter:
         prompt: str,
         threshold: float | None = None,
         on_progress: Progress = lambda done, total: None,
+        cut: bool = False,
     ) -> Result:
         """Segment what a prompt names in the volume that was set.
 
         Args:
             threshold: of the probability; the adapter's own, or 0.5, when None.
+            cut: read the first 77 tokens of a longer prompt, as in training.
             on_progress: called with slices done and in all; raise `Cancelled` in it to stop.
 
         Raises:
@@ -215,7 +217,8 @@ class Segmenter:
         if self.volume is None:
             raise UserError("no volume to segment; call set_volume first")
         check_prompts([prompt])
-        check_lengths(self.tokenizer, [prompt])
+        if not cut:
+            check_lengths(self.tokenizer, [prompt])
         return self._or_on_cpu(lambda: self._segment(prompt, self._threshold(threshold), on_progress))
 
     def _segment(self, prompt: str, threshold: float, on_progress: Progress) -> Result:
@@ -237,6 +240,14 @@ class Segmenter:
             threshold=threshold,
             presence_threshold=self.presence_threshold,
         )
+
+    @torch.inference_mode()
+    def square_probability(self, prompt: str) -> np.ndarray:
+        """Return what the decoder gives for the picture that was set (side, side) float32 in 0..1, before it is
+        brought to the picture's size; a prompt past 77 tokens is cut."""
+        (plane,) = self._planes
+        condition = self._encode_prompt(prompt)
+        return self.model.decode(plane.maps.to(self.model.dtype), condition)[0].float().sigmoid().cpu().numpy()
 
     def forget_volume(self) -> None:
         """Let go of the volume that was set and of its encodings, but for those in `cache`."""

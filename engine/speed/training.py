@@ -30,7 +30,7 @@ class PlainStep:
         torch.manual_seed(plan.seed)
         adapter = build_adapter(plan.method, plan.placement, BaseShape.of(network.config), plan.hidden_size)
         self.model = PlainTraining(network, adapter).to(device)
-        self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight)
+        self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight, plan.dice_smoothing)
         parameters = self.model.adapter.parameters()
         self._optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
         self._gradient_clip = plan.gradient_clip
@@ -78,6 +78,14 @@ def compare(
     seconds = side_by_side(works, repeats, device)
     figures |= {f"{name}_samples_per_second": batch_size / value for name, value in seconds.items()}
     return figures | {"speedup": seconds["plain"] / seconds["engine"]}
+
+
+def seconds_of_step(base: Base, plan: Plan, pictures: Path, folder: Path, device: torch.device) -> float:
+    """Return the seconds of a step of training, after one that warms up."""
+    trainer = Trainer(base, plan, open_data_set(pictures, "train"), None, (), folder / "checkpoint", device)
+    batch = _batch(base, pictures, plan.batch_size)
+    trainer.step(batch)
+    return seconds_of(lambda: trainer.step(batch), device)
 
 
 def memory(base: Base, pictures: Path, folder: Path, batch_size: int, device: torch.device) -> dict[str, float]:

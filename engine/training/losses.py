@@ -3,16 +3,21 @@
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-from engine.training.plan import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
+from engine.training.plan import CROSS_ENTROPY_WEIGHT, DICE_SMOOTHING, DICE_WEIGHT
 
 
 class SegmentationLoss(nn.Module):
-    """Soft Dice of each mask, smoothed by one pixel so that empty masks have a gradient, plus cross-entropy."""
+    """Soft Dice of each mask, smoothed by some pixels so that empty masks have a gradient, plus cross-entropy."""
 
-    def __init__(self, dice_weight: float = DICE_WEIGHT, cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT):
+    def __init__(
+        self,
+        dice_weight: float = DICE_WEIGHT,
+        cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT,
+        smoothing: float = DICE_SMOOTHING,
+    ):
         super().__init__()
         self.dice_weight, self.cross_entropy_weight = dice_weight, cross_entropy_weight
-        self.dice = DiceLoss(smooth_nr=1.0, smooth_dr=1.0)
+        self.dice = DiceLoss(smooth_nr=smoothing, smooth_dr=smoothing)
         self.cross_entropy = nn.BCEWithLogitsLoss()
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:

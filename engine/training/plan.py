@@ -6,11 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from engine.choices import LOSSES, METHODS
+from engine.choices import GRIDS, HALF, LOSSES, METHODS, PRECISIONS, PRODUCT, PROTOCOLS, VARIANTS
 from engine.errors import UserError
 from engine.imaging.volumes.planes import ALL_PLANES, CHANNELS, PLANES, SLICE
 
-# shallow and dense: the paper's; san and cris: its benchmark's; the others: what is usual for them
+# shallow, dense and cris: the paper's; san: its benchmark's configuration, which the paper's script overrides (see
+# `protocols`); the others: what is usual for them
 LEARNING_RATES = {
     "dense": 1e-3,
     "dense-everywhere": 1e-3,
@@ -23,9 +24,20 @@ LEARNING_RATES = {
     "cris": 1e-4,
 }
 DICE_WEIGHT, CROSS_ENTROPY_WEIGHT = 1.5, 1.0
+DICE_SMOOTHING = 1.0  # in pixels; an empty mask then has a gradient
 PLATEAU, COSINE = SCHEDULES = ("plateau", "cosine")
+PLAIN, RANDOM = PROMPTS = ("plain", "random")
+BILINEAR, NEAREST = RESIZES = ("bilinear", "nearest")
 CHOICES = {
+    "protocol": PROTOCOLS,
     "method": METHODS,
+    "variant": VARIANTS,
+    "precision": ("auto", *PRECISIONS),
+    "mask_resize": RESIZES,
+    "validation_prompts": PROMPTS,
+    "test_prompts": PROMPTS,
+    "presence_gate": (True, False),
+    "metric_grid": GRIDS,
     "loss": LOSSES,
     "schedule": SCHEDULES,
     "planes": (*PLANES, ALL_PLANES),
@@ -41,9 +53,15 @@ WHOLE_NUMBERS = {  # with the lowest
     "prompts_per_image": 1,
     "plateau_epochs": 0,
     "patience_epochs": 1,
+    "minimum_epochs": 0,
+    "largest_validation": 0,
+    "mask_above": 0,
     "seed": 0,
 }
-NUMBERS = ("learning_rate", "weight_decay", "gradient_clip", "dice_weight", "cross_entropy_weight")
+NUMBERS = (
+    *("learning_rate", "weight_decay", "gradient_clip", "dice_weight", "cross_entropy_weight"),
+    *("dice_smoothing", "minimum_gain"),
+)
 SHARES = ("absent_rate", "plateau_factor")
 
 
@@ -52,6 +70,9 @@ class Plan:
     """The hyper-parameters; the defaults are the paper's where it has them (VLSM-Adapter, section 3).
 
     Attributes:
+        protocol: whose values those fields have that were not chosen one by one (see `engine.training.protocols`).
+        variant: of a baseline's net: as in its own paper, or as VLSM-Adapter's code has it.
+        start: name or folder of an adapter with whose weights training starts; new ones when None.
         placement, hidden_size, learning_rate: the method's own when None.
         planes: in which volumes are sliced: axial, coronal, sagittal or all.
         channels: see `engine.imaging.volumes.planes.CHANNELS`.
@@ -59,14 +80,28 @@ class Plan:
         absent_rate: the share of images without the structure among an epoch's, as far as there are any, and the
             share of prompts that are replaced by that of something absent; both have empty masks.
         loss: one of `LOSSES`; the two weights are of its parts.
+        dice_smoothing: in pixels, added to both sides of Dice's fraction.
+        precision: of the forward pass: auto, fp32, bf16 or fp16.
+        mask_resize: how masks come to the base's square: bilinear, thresholded at one half, or nearest.
+        mask_above: the grey value above which a pixel of a mask's file belongs to it, where the file holds more
+            than 0 and 1.
         schedule: of the learning rate: "plateau", the paper's, lowers it when validation stops improving; "cosine"
             lowers it to 1 % over `epochs`, which suits a run whose length is known.
         plateau_epochs: without a lower validation loss, before the rate is multiplied by `plateau_factor`.
         patience_epochs: without a better validation Dice (or, where that is equal, a lower loss), before training
             stops.
+        minimum_epochs: before which training does not stop.
+        minimum_gain: in validation Dice, less than which is no improvement for `patience_epochs`.
+        validation_prompts: the plain class prompt, or one drawn anew at random for each image and epoch.
+        largest_validation: annotations, of which more are thinned evenly; 0 for all.
+        test_prompts, presence_gate, metric_grid: how the adapter is measured on test images in the end, beside the
+            product's own rules (see `engine.evaluation.measuring.Rules`).
     """
 
+    protocol: str = PRODUCT
     method: str = "dense"
+    variant: str = VARIANTS[0]
+    start: str | None = None
     placement: str | None = None
     hidden_size: int | None = None
     planes: str = "axial"
@@ -80,10 +115,21 @@ class Plan:
     loss: str = "logits"
     dice_weight: float = DICE_WEIGHT
     cross_entropy_weight: float = CROSS_ENTROPY_WEIGHT
+    dice_smoothing: float = DICE_SMOOTHING
+    precision: str = "auto"
+    mask_resize: str = BILINEAR
+    mask_above: int = HALF
     schedule: str = PLATEAU
     plateau_epochs: int = 5
     plateau_factor: float = 0.3
     patience_epochs: int = 20
+    minimum_epochs: int = 0
+    minimum_gain: float = 0.0
+    validation_prompts: str = PLAIN
+    largest_validation: int = 256  # more cost time and say little more
+    test_prompts: str = PLAIN
+    presence_gate: bool = True
+    metric_grid: str = GRIDS[0]
     absent_rate: float = 0.1
     prompts_per_image: int = 1
     augment: bool = False
@@ -105,6 +151,8 @@ class Plan:
             raise UserError(f"the method '{self.method}' has no placement '{self.placement}'; there are {known}")
         if self.hidden_size and not method.hidden_size:
             raise UserError(f"the method '{self.method}' has no hidden size; leave it out")
+        if self.variant not in method.variants:
+            raise UserError(f"the method '{self.method}' has no variant '{self.variant}'; leave it out")
         return replace(
             self,
             placement=method.placements[0] if self.placement is None else self.placement,

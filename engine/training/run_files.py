@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLAN, LOG, CURVES, CHECKPOINT = "plan.yaml", "log.csv", "curves.png", "checkpoint.safetensors"
+SCORES, PROTOCOL_SCORES = (
+    "scores.csv",
+    "scores-by-protocol.csv",
+)  # of each test image: by the product's rules, by theirs
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data import Annotation, DataSet
+from engine.training.plan import BILINEAR, NEAREST
 
 set_track_meta(False)
 
@@ -78,7 +79,8 @@ class Sampler:
         absent_rate: how often a prompt is replaced by an absent one, with an empty mask.
         prompts_per_image: how many prompts each image is asked for; the further ones name other structures
             that are in the image, or absent ones where there are none.
-        plain_rate: how often the plain class prompt is used rather than any wording; always for validation.
+        plain_rate: how often the plain class prompt is used rather than any wording.
+        mask_resize: how masks come to the square: bilinear, cut at one half, or nearest.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Sampler:
         absent_rate: float = 0.0,
         prompts_per_image: int = 1,
         plain_rate: float = 0.0,
+        mask_resize: str = BILINEAR,
     ):
         self.annotations = data_set.annotations
         self.side = side
@@ -101,6 +104,7 @@ class Sampler:
         self._absent_rate = absent_rate if absent_prompts else 0.0
         self._prompts_per_image = prompts_per_image
         self._plain_rate = plain_rate
+        self._mask_resize = mask_resize
         self._resized: dict[Hashable, Tensor] = {}
         self._resized_bytes = 0
         self._by_image: dict[Hashable, list[Annotation]] = {}
@@ -173,12 +177,14 @@ class Sampler:
 
         def resize() -> Tensor:
             mask = torch.from_numpy(np.ascontiguousarray(self._data_set.mask(annotation)))
-            return self._to_square(mask.float()[None])[0].round().byte()
+            return self._to_square(mask.float()[None], self._mask_resize)[0].round().byte()
 
         return self._once((annotation.image, annotation.target), resize).float()
 
-    def _to_square(self, channels: Tensor) -> Tensor:
+    def _to_square(self, channels: Tensor, resize: str = BILINEAR) -> Tensor:
         size = (self.side, self.side)
+        if resize == NEAREST:
+            return F.interpolate(channels[None], size, mode="nearest-exact")[0]  # as Pillow does it
         return F.interpolate(channels[None], size, mode="bilinear", antialias=True)[0]
 
     def _once(self, key: Hashable, resize: Callable[[], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.data import DataSet
@@ -19,6 +20,7 @@ from engine.errors import Cancelled, UserError
 from engine.evaluation.metrics import dice
 from engine.files import make_folder
 from engine.models.bases import Base
+from engine.models.bundle import check_base, find_adapter, read_card, weights_of
 from engine.nets.clipseg import CLIPSeg
 from engine.nets.methods import build_model
 from engine.prompts import encode_prompts
@@ -28,11 +30,10 @@ from engine.training.activations import ActivationCache, choose_place
 from engine.training.ahead import ahead
 from engine.training.checkpoints import load_checkpoint, save_checkpoint
 from engine.training.losses import LOSSES
-from engine.training.plan import COSINE, PLATEAU, Plan
+from engine.training.plan import COSINE, PLAIN, PLATEAU, Plan
 from engine.training.samples import Sample, Sampler, collate
 
 RECENT_STEPS = 20
-LARGEST_VALIDATION = 256  # annotations; more cost time and say little more
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class _Standing:
     losses: list[float] = field(default_factory=list)
     best_dice: float = -1.0
     best_loss: float = math.inf  # of validation
-    best_epoch: int = 0
+    best_epoch: int = 0  # the last one that gained enough
+    gained_dice: float = -1.0  # of that epoch
     history: list[Epoch] = field(default_factory=list)
 
 
@@ -67,12 +69,11 @@ class Trainer:
     """A run of training.
 
     Args:
-        plan: the hyper-parameters.
+        plan: the hyper-parameters; its precision is of the forward pass, weights and their updates are in fp32.
         absent_prompts: wordings that fit no training image.
         validation_set: None keeps the adapter of the last epoch as the best.
         checkpoint: the file from which an interrupted run goes on; its folder is made.
         device: where to train; under `accelerate launch`, accelerate says which of several.
-        precision: of the forward pass: auto, fp32, bf16 or fp16; weights and their updates are in fp32.
         keep_activations: where a frozen encoder's activations are kept, so that it runs once for each image:
             auto, memory, disk (beside the checkpoint) or none. Augmented images are always encoded anew.
         recompute_activations: keep no activations inside the vision encoder for the backward pass, which computes
@@ -96,12 +97,13 @@ class Trainer:
         absent_prompts: Sequence[str],
         checkpoint: Path,
         device: torch.device,
-        precision: str = "auto",
         keep_activations: str = "auto",
         recompute_activations: bool = False,
     ):
         self.plan = plan = plan.resolved()
-        mixed_precision = MIXED_PRECISION[choose_dtype(precision, device)]
+        mixed_precision = MIXED_PRECISION[choose_dtype(plan.precision, device)]
+        if mixed_precision == "fp16" and device.type == "cpu":
+            raise UserError("training in fp16 needs a GPU; add --precision auto")
         AcceleratorState._reset_state()  # it would hold a second training of a process to the first one's precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
         if device.type == "cuda" and device.index is not None and self.accelerator.num_processes == 1:
@@ -110,7 +112,9 @@ class Trainer:
         network = base.load_network()
         if device.type == "cpu" and base.kind == "clipseg":  # the plain attention's backward pass is faster there
             network.set_attn_implementation("eager")
-        model = build_model(plan.method, network, plan.placement, plan.hidden_size)
+        model = build_model(plan.method, network, plan.placement, plan.hidden_size, plan.variant)
+        if plan.start:
+            model.trained.load_state_dict(_start_weights(plan, base))
         if recompute_activations:
             if not isinstance(model, CLIPSeg):
                 raise UserError(f"the method '{plan.method}' cannot recompute activations; leave the option out")
@@ -136,12 +140,18 @@ class Trainer:
             absent_prompts=absent_prompts,
             absent_rate=plan.absent_rate,
             prompts_per_image=plan.prompts_per_image,
+            mask_resize=plan.mask_resize,
         )
-        self._validation = Sampler(validation_set, base.side, plain_rate=1.0) if validation_set else None
+        plain_rate = 1.0 if plan.validation_prompts == PLAIN else 0.0
+        self._validation = (
+            Sampler(validation_set, base.side, plain_rate=plain_rate, mask_resize=plan.mask_resize)
+            if validation_set
+            else None
+        )
         self._tokenizer = base.load_tokenizer()
         self._mean = torch.tensor(base.mean, device=self.accelerator.device).view(1, 3, 1, 1)
         self._std = torch.tensor(base.std, device=self.accelerator.device).view(1, 3, 1, 1)
-        self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight)
+        self._loss = LOSSES[plan.loss](plan.dice_weight, plan.cross_entropy_weight, plan.dice_smoothing)
         self._checkpoint = checkpoint
         self._base_sha256 = base.sha256
         make_folder(checkpoint.parent)
@@ -178,7 +188,8 @@ class Trainer:
             else:
                 buffers[name].copy_(tensor)
         planned = self._identity
-        free = {"epochs"} if self.plan.schedule == PLATEAU else set()  # a cosine is laid over a number of them
+        free = {"precision"}  # it may depend on the machine
+        free |= {"epochs"} if self.plan.schedule == PLATEAU else set()  # a cosine is laid over a number of them
         changed = [key for key, value in state["plan"].items() if planned.get(key) != value and key not in free]
         if changed:
             raise UserError(
@@ -211,8 +222,8 @@ class Trainer:
         self.model.eval()
 
     def _is_over(self) -> bool:
-        standing = self._standing
-        return standing.epoch - 1 - standing.best_epoch >= self.plan.patience_epochs
+        done = self._standing.epoch - 1
+        return done >= self.plan.minimum_epochs and done - self._standing.best_epoch >= self.plan.patience_epochs
 
     def _run_epoch(self, on_step: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]) -> None:
         standing, started = self._standing, time.time()
@@ -226,7 +237,11 @@ class Trainer:
         # while nothing is found yet, Dice stays 0 and only the loss tells that the adapter learns
         best = self._validation is None or (score, -loss) > (standing.best_dice, -standing.best_loss)
         if best:
-            standing.best_dice, standing.best_loss, standing.best_epoch = score, loss, standing.epoch
+            standing.best_dice, standing.best_loss = score, loss
+            if (
+                not score - standing.gained_dice < self.plan.minimum_gain
+            ):  # without validation it is NaN, and counts
+                standing.gained_dice, standing.best_epoch = score, standing.epoch
             self._best_weights = {n: w.detach().clone() for n, w in self.model.trained.state_dict().items()}
         rate = self._optimizer.param_groups[0]["lr"]
         epoch = Epoch(standing.epoch, training_loss, loss, score, rate, time.time() - started, best)
@@ -307,15 +322,17 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
-        """Return the mean loss and the mean Dice for the plain prompts, at the base's resolution."""
+        """Return the mean loss and the mean Dice at the base's resolution."""
         self.model.eval()
         present = _present(self._validation)
-        positions = present[:: max(1, len(present) // LARGEST_VALIDATION)]
+        largest = self.plan.largest_validation or len(present)
+        positions = present[:: max(1, len(present) // max(1, largest))]
+        seed = self.plan.seed, self._standing.epoch
         own = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(3, device=self.accelerator.device)  # of losses, of Dice, of samples
         for start in range(0, len(own), self.plan.batch_size):
             chosen = own[start : start + self.plan.batch_size]
-            batch = [self._validation.draw(p, (0, 0), self._is_wanted) for p in chosen]
+            batch = [self._validation.draw(p, seed, self._is_wanted) for p in chosen]
             loss, logits = self._forward(self.model, batch)  # processes differ in count, so none may wait here
             truths = torch.cat([sample.masks for sample in batch]).to(logits.device) > 0
             scores = [
@@ -383,6 +400,24 @@ def among_processes() -> Iterator[None]:
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _start_weights(plan: Plan, base: Base) -> dict[str, Tensor]:
+    """Return the weights of the adapter with which training starts.
+
+    Raises:
+        UserError: it is not there, damaged, of another base, or not what the plan trains.
+    """
+    folder = find_adapter(plan.start)
+    card = read_card(folder)
+    check_base(card, base)
+    wanted = plan.method, plan.placement, plan.hidden_size
+    if (card.method, card.placement, card.hidden_size) != wanted:
+        raise UserError(
+            f"training cannot start from the adapter '{card.name}', a {card.method} {card.placement} of width "
+            f"{card.hidden_size}: a {plan.method} {plan.placement} of width {plan.hidden_size} is asked for"
+        )
+    return load_file(weights_of(folder, card))
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:

@@ -542,10 +542,10 @@ def full_beyond(count, forward):
 
 
 def trainer_of(folder, base, method="dense", loss="logits"):
-    plan = Plan(method=method, batch_size=4, absent_rate=0, loss=loss, gradient_clip=1e9)
+    plan = Plan(method=method, batch_size=4, absent_rate=0, loss=loss, gradient_clip=1e9, precision="fp32")
     data_set, checkpoint = open_data_set(draw_pictures(folder, 3), "train"), folder / "checkpoint.safetensors"
     cpu = torch.device("cpu")
-    trainer = Trainer(open_base(str(base)), plan, data_set, None, (), checkpoint, cpu, "fp32", "none")
+    trainer = Trainer(open_base(str(base)), plan, data_set, None, (), checkpoint, cpu, "none")
     return trainer, [Sampler(data_set, SIDE).draw(position, (0, 0)) for position in range(3)]
 
 

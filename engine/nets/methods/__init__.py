@@ -4,6 +4,7 @@ and its name among `engine.choices.METHODS`."""
 from torch import nn
 from transformers import CLIPSegForImageSegmentation
 
+from engine.choices import VARIANTS
 from engine.errors import UserError
 from engine.nets.adapter import Adapter, BaseShape
 from engine.nets.clipseg import CLIPSeg
@@ -51,21 +52,27 @@ def build_adapter(method: str, placement: str, shape: BaseShape, hidden_size: in
     return kind(shape, placement, hidden_size or kind.hidden_size)
 
 
-def build_model(method: str, network: nn.Module, placement: str, hidden_size: int | None = None) -> PromptedNet:
+def build_model(
+    method: str, network: nn.Module, placement: str, hidden_size: int | None = None, variant: str = VARIANTS[0]
+) -> PromptedNet:
     """Build the net of a method on the network of a base.
 
     Args:
         method: a key of `METHODS`.
         network: a CLIPSeg of Hugging Face or, for the baselines, a CLIP of open_clip.
         placement, hidden_size: see `build_adapter`.
+        variant: of a baseline: see SAN and CRIS.
 
     Raises:
-        ValueError: an unknown method or placement.
+        ValueError: an unknown method, placement or variant.
         UserError: the network is not of the kind that the method needs.
     """
+    if method in METHODS and variant not in METHODS[method].variants:
+        raise ValueError(f"the method '{method}' has no variant '{variant}'")
     if method in BASELINES:
         kind = BASELINES[method]
-        return kind(network, hidden_size or kind.hidden_size) if kind.hidden_size else kind(network)
+        sizes = {"hidden_size": hidden_size or kind.hidden_size} if kind.hidden_size else {}
+        return kind(network, variant=variant, **sizes)
     if not isinstance(network, CLIPSegForImageSegmentation):
         raise UserError(f"the method '{method}' needs a CLIPSeg as base, and this is a CLIP; choose another base")
     return CLIPSeg(network, build_adapter(method, placement, BaseShape.of(network.config), hidden_size))

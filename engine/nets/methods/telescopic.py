@@ -14,7 +14,8 @@ class TelescopicAdapter(Adapter):
     layers of the text encoder. `hidden_size` is the width in the deepest vision layer; the others have less, in
     proportion to their depth.
 
-    The widths are ours: 36 gives 619 k parameters on the public base in placement VL; the paper has 613 k.
+    The widths are ours: 36 gives 767 k parameters on the public base in placement VL; the paper has 613 k, and does
+    not state its widths.
     """
 
     hidden_size = 36
@@ -24,7 +25,7 @@ class TelescopicAdapter(Adapter):
         depth = max(shape.extract_layers)
         widths = [max(1, round(hidden_size * (layer + 1) / depth)) for layer in range(depth)]
         self.vision = _pairs(shape.vision_size, widths)
-        self.text = _pairs(shape.text_size, widths[:TEXT_LAYERS] if "L" in placement else [])
+        self.text = _pairs(shape.text_size, widths[-TEXT_LAYERS:] if "L" in placement else [])
         self.first_text_layer = depth - len(self.text)
         self.conditional: nn.Module = condition_adapter(shape, placement)
 
