@@ -28,8 +28,8 @@ ADAPTERS = ("shallow", "dense")  # which have placements
 START = settings("paper", "cris")["start"]
 LIKELY_EPOCHS = 60  # assumed for the estimate: stopped 20 epochs after the best
 FORWARD_SHARE = 1 / 3  # of a step's time, assumed: a step goes forward and about twice as much backward
-ESTIMATE = """An estimate for one {0}: {1:.1f} hours if trainings end after {2} epochs (an assumption), at most
-{3:.1f} hours after {4}. It is steps × the seconds of a warm step that was measured here, with validation as a
+ESTIMATE = """An estimate for one {0}: {1:.2g} hours if trainings end after {2} epochs (an assumption), at most
+{3:.2g} hours after {4}. It is steps × the seconds of a warm step that was measured here, with validation as a
 third of a step for as many images (an assumption); reading files, starting and testing come on top."""
 
 
@@ -103,12 +103,12 @@ def _remarks(
     methods = options.methods or paper.METHODS
     if "cris" in methods and not _has_start():
         remarks.append(
-            "CRIS starts from CLIP alone, as its authors' weights for RefCOCO are not here; get cris_best.pth, then "
+            "CRIS starts from CLIP alone: its authors' weights for RefCOCO are not here; get cris_best.pth, then "
             f"`python -m engine.adapters import cris_best.pth --base clip-rn50 --name {START}`."
         )
     rehearsal = [f"base `{options.base}`"] if options.base else []
     rehearsal += [f"{options.subset} images of each split"] if options.subset else []
-    rehearsal += [f"at most {options.epochs} epochs"] if options.epochs else []
+    rehearsal += [f"epochs: at most {options.epochs}"] if options.epochs else []
     rehearsal += [f"`{' '.join(flags)}`"] if flags else []
     if rehearsal:
         remarks.append(f"**A rehearsal, not the paper's table:** {', '.join(rehearsal)}.")
