@@ -57,7 +57,7 @@ def exhibit(segmenter: Segmenter, data_set: DataSet, score: Score, title: str, p
     case = data_set.case(score.case)
     truth = next(truth.mask for truth in case.truths if truth.plain_prompt == score.structure)
     segmenter.set_volume(case.volume, plane)
-    return compared(title, case.volume, truth, segmenter.segment(score.prompt).mask())
+    return compared(title, case.volume, truth, segmenter.segment(score.prompt, cut=True).mask())
 
 
 def draw_row(path: Path, trial: Trial, segmenter: Segmenter, scores: Sequence[Score]) -> Section:

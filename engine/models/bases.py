@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -233,12 +234,28 @@ def _fetch(name: str) -> Path:
     except OSError:
         pass  # not in the cache yet
     try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises errors of several libraries when there is no network
         raise UserError(
             f"the base '{name}' is not on this machine and cannot be fetched ({type(error).__name__}); put the "
             f"files of {repository} into {user_models() / name}, or give their folder with --base FOLDER"
         ) from error
+    check_fetched(folder)
+    return folder
+
+
+def check_fetched(folder: Path) -> None:
+    """Compare large files with their SHA-256 on the hub, by which its cache names them.
+
+    Raises:
+        UserError: one of them is another.
+    """
+    for path in sorted(folder.iterdir()):
+        blob = path.resolve()
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
+            raise UserError(
+                f"{path.name} is not the file that the hub has (checksum differs); delete {blob}, try again"
+            )
 
 
 def _base_name(name_or_folder: str) -> str:

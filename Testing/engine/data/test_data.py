@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from conftest import ball
 
 from engine.data import open_data_set, open_splits
+from engine.data.splits import shared_with_earlier, spread_evenly
 from engine.errors import UserError
 from engine.imaging.volumes.planes import CHANNELS, PLANES
 
@@ -238,6 +239,51 @@ def test_files_that_are_no_mask_of_their_image_are_refused(pictures, mask, messa
     data_set = open_data_set(pictures, "train")
     with pytest.raises(UserError, match=message):
         data_set.mask(data_set.annotations[0])
+
+
+def test_images_that_are_parted_by_split_may_have_names_that_recur(pictures):
+    """As CAMUS is published: `train` holds what is for training and validation."""
+    for name in ("images", "masks"):
+        folder = pictures / name
+        for part, numbers in {"train": (0, 1, 2), "test": (3,)}.items():
+            (folder / part).mkdir()
+            for number in numbers:
+                (path,) = folder.glob(f"{number}.*")
+                path.rename(folder / part / f"{0 if part == 'test' else number}{path.suffix}")
+    rows = json.loads((pictures / "anns" / "test.json").read_text())
+    rows[0] |= {"img_name": "0.png", "mask_name": "0.jpg"}
+    (pictures / "anns" / "test.json").write_text(json.dumps(rows))
+    sets = open_splits(pictures, ("axial",))
+    assert sets["train"].paths["0.png"] == pictures / "images" / "train" / "0.png"
+    assert list(sets["val"].paths.values()) == [pictures / "images" / "train" / "2.png"]
+    (case,) = sets["test"].cases()
+    centre = np.argwhere(case.truths[0].mask[0]).mean(axis=0)
+    assert centre == pytest.approx((24, 30), abs=0.5)  # of the fourth disc
+
+
+def test_masks_begin_above_the_grey_value_that_is_asked_for(pictures):
+    data_set = open_data_set(pictures, "train")
+    (grey,) = [sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in [pictures / "masks" / "0.jpg"]]
+    for above in (0, 127):
+        mask = data_set.masks_above(above).mask(data_set.annotations[0])
+        assert np.array_equal(mask, grey > above)
+    assert (grey > 0).sum() > (grey > 127).sum()  # JPEG's ringing
+    assert np.array_equal(data_set.mask(data_set.annotations[0]), grey > 127)
+
+
+def test_splits_that_share_an_image_are_kept_where_that_is_asked_for(pictures):
+    (pictures / "images" / "3.png").write_bytes((pictures / "images" / "0.png").read_bytes())
+    kept = open_splits(pictures, ("axial",), keep_overlap=True)
+    assert kept["test"].case_count == 1
+    (overlap,) = shared_with_earlier(pictures, "test")
+    assert str(overlap) == "3.png with 0.png in 'train'" and shared_with_earlier(pictures, "train") == []
+    (pictures / "anns" / "val.json").unlink()
+    assert shared_with_earlier(pictures, "test") == [overlap]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [0]), (3, [0, 3, 6]), (10, [*range(10)]), (11, [*range(10)])])
+def test_a_part_is_spread_evenly(count, expected):
+    assert spread_evenly([*range(10)], count) == expected
 
 
 def test_pictures_of_16_bits_are_seen_as_inference_sees_them(pictures):

@@ -10,15 +10,19 @@ import torch
 from conftest import ball, files, make_adapter, run_command
 from matplotlib.image import imread
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from PIL import Image
 
 from engine import evaluate as evaluate_module
 from engine.data import open_data_set
+from engine.errors import UserError
 from engine.evaluation.measuring import (
+    Rules,
     Score,
     by_structure,
     differences,
     evaluate,
     every,
+    gated,
     interval,
     means,
     plain,
@@ -256,6 +260,85 @@ def test_volumes_are_measured_in_the_plane_that_is_asked_for(evaluate_command, v
         summary = json.loads((tmp_path / plane / "summary.json").read_text())["adapters"][str(adapter)]
         measured.append(summary["prompts"]["plain"]["ball"]["dice"])
     assert measured == pytest.approx(expected, abs=1e-4) and abs(measured[0] - measured[1]) > 0.001
+
+
+def test_a_mask_may_be_compared_without_the_presence_gate_and_on_other_grids(pictures, tiny_base, tmp_path):
+    strict = make_adapter(tmp_path / "strict", tiny_base, presence_threshold=1.0, noise=0.05)
+    segmenter, data_set = Segmenter(str(strict), device="cpu", precision="fp32"), open_data_set(pictures, "train")
+    segmenter.set_volume(data_set.case("0.png").volume)
+    half = float(np.median(segmenter.square_probability("disc")))
+    segmenter.card = replace(segmenter.card, threshold=half)
+    closed = evaluate(segmenter, data_set)
+    opened = evaluate(segmenter, data_set, rules=Rules(presence_gate=False))
+    assert [score.dice for score in closed] == [0, 0] and all(score.result_share > 0 for score in opened)
+    without_nan = [replace(gated(score, 1.0), hd95=0) for score in opened]
+    assert without_nan == [replace(score, hd95=0) for score in closed]
+    assert [gated(score, 0.0) for score in opened] == opened
+    for case in data_set.cases():
+        segmenter.set_volume(case.volume)
+        square = segmenter.square_probability("disc") >= half
+        truth = Image.fromarray(case.truths[0].mask[0])
+        result = Image.fromarray(square)
+        expected = {
+            "square": (square, np.asarray(truth.resize(square.shape[::-1], Image.Resampling.NEAREST))),
+            "enlarged": (np.asarray(result.resize(truth.size, Image.Resampling.NEAREST)), np.asarray(truth)),
+        }
+        for grid, (found, there) in expected.items():
+            scores = evaluate(segmenter, data_set, rules=Rules(False, grid))
+            (score,) = [score for score in scores if score.case == case.name]
+            assert score.dice == dice(int((found & there).sum()), int(found.sum()), int(there.sum()))
+
+
+def test_other_grids_are_for_pictures(volumes, everywhere):
+    with pytest.raises(UserError, match="only pictures are compared on the grid 'square'"):
+        evaluate(everywhere, open_data_set(volumes, "val"), rules=Rules(grid="square"))
+
+
+def test_the_papers_rules_come_with_its_protocol_and_are_said(evaluate_command, pictures, tiny_base, tmp_path):
+    strict = make_adapter(tmp_path / "strict", tiny_base, threshold=1e-4, presence_threshold=1.0)
+    options = ["--data", pictures, "--adapter", strict, "-o", tmp_path / "out", "--protocol", "paper"]
+    code, _, errors = evaluate_command(*options)
+    assert code == 0, errors
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "otherwise than by default: no presence gate, masks compared on the picture, enlarged" in text
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["kind"] == "random" and float(row["result_share"]) == 1.0
+    grey = imread(pictures / "masks" / "3.jpg")
+    assert float(row["truth_share"]) == pytest.approx((grey > 0).mean())
+    code, _, errors = evaluate_command(*options, "--presence", "on", "--prompts", "p1")
+    assert code == 0, errors
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["kind"] == "plain" and float(row["result_share"]) == 0.0
+
+
+def test_prompts_past_77_tokens_are_cut_and_the_report_says_so(evaluate_command, pictures, everywhere, tmp_path):
+    rows = json.loads((pictures / "anns" / "test.json").read_text())
+    rows[0]["prompts"]["p2"] = ["bright disc " * 60]
+    (pictures / "anns" / "test.json").write_text(json.dumps(rows))
+    options = ["--data", pictures, "--adapter", tmp_path / "everywhere", "-o", tmp_path / "out"]
+    code, _, errors = evaluate_command(*options, "--prompts", "all")
+    assert code == 0, errors
+    assert "1 prompt(s) of more than 77 tokens were cut" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_images_that_splits_share_are_told_and_can_be_left_out(evaluate_command, pictures, everywhere, tmp_path):
+    rows = json.loads((pictures / "anns" / "test.json").read_text())
+    (pictures / "images" / "4.png").write_bytes((pictures / "images" / "0.png").read_bytes())
+    (pictures / "anns" / "test.json").write_text(
+        json.dumps([*rows, rows[0] | {"img_name": "4.png", "mask_name": "0.jpg"}])
+    )
+    options = ["--data", pictures, "--adapter", tmp_path / "everywhere", "-o", tmp_path / "out"]
+    for flags, cases, said in (
+        ([], 2, "Warning: 1 image(s) of the split 'test' are also in others, such as 4.png with 0.png"),
+        (["--drop-overlap"], 1, "Without 1 image(s) that other splits hold too"),
+    ):
+        code, _, errors = evaluate_command(*options, *flags)
+        assert code == 0, errors
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        (adapter,) = summary["adapters"].values()
+        assert adapter["prompts"]["plain"]["disc"]["cases"] == cases and said in summary["remarks"][0]
 
 
 def test_adapters_of_the_same_name_are_refused(evaluate_command, volumes, everywhere, tmp_path):

@@ -1,5 +1,6 @@
 """A folder of exactly the public layout and configuration (CIDAS/clipseg-rd64-refined), with random weights."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,7 +9,8 @@ import torch
 from conftest import own_folder
 from transformers import CLIPSegConfig
 
-from engine.models.bases import open_base
+from engine.errors import UserError
+from engine.models.bases import check_fetched, open_base
 from engine.nets.adapter import BaseShape
 from engine.nets.clipseg import CLIPSeg
 from engine.nets.initialise import new_network
@@ -70,6 +72,21 @@ def test_the_public_settings_are_read(base):
     assert base.side == 352 and base.mean == (0.485, 0.456, 0.406)
     shape = BaseShape.of(base.load_network().config)
     assert (shape.vision_size, shape.text_size, shape.extract_layers) == (768, 512, (3, 6, 9))
+
+
+def test_what_was_fetched_is_compared_with_the_hubs_checksum(tmp_path):
+    content = b"weights"
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot = tmp_path / "snapshots"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir()
+    blob.write_bytes(content)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    (snapshot / "config.json").write_text("{}")
+    check_fetched(snapshot)
+    blob.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors is not the file that the hub has"):
+        check_fetched(snapshot)
 
 
 def test_a_safetensors_twin_is_the_same_base(base, public_layout, tmp_path):

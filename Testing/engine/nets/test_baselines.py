@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SIDE, own_folder
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from engine.data import open_splits
@@ -15,6 +16,7 @@ from engine.errors import UserError
 from engine.models.bases import open_base
 from engine.models.vocabulary import clip_tokenizer
 from engine.nets.cris import CRIS
+from engine.nets.methods import build_model
 from engine.nets.san import SAN, attention_mask
 from engine.nets.towers import encode_text, new_clip, resize_positions, towers_of
 from engine.prompts import encode_prompts
@@ -73,6 +75,45 @@ def test_cris_trains_the_papers_147_million():
         net = CRIS(new_clip(PUBLIC["clip-rn50"]))
     assert count(net.trained.parameters()) == 146_849_121
     assert count(net.trained.parameters()) == pytest.approx(147e6, rel=0.01)
+
+
+def test_released_san_trains_7_12_million_and_fuses_the_first_layers(clip_bases):
+    with torch.device("meta"):
+        net = SAN(new_clip(PUBLIC["clip-vit-b-16"]), variant="released")
+    assert count(net.trained.parameters()) == 8_370_354  # the state of both variants has the same names and shapes
+    assert count(p for p in net.trained.parameters() if p.requires_grad) == pytest.approx(7.12e6, abs=0.005e6)
+    base = open_base(str(clip_bases / "transformer"))
+    torch.manual_seed(5)
+    original = SAN(base.load_network(), 24).eval()
+    released = SAN(base.load_network(), 24, "released").eval()
+    released.trained.load_state_dict(original.trained.state_dict())
+    pixel_values, input_ids = inputs(base)
+    assert (original(pixel_values, input_ids) - released(pixel_values, input_ids)).abs().max() > 1e-4
+    released(pixel_values, input_ids).square().sum().backward()
+    for name, weight in released.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad, name
+
+
+def test_released_cris_enlarges_bicubically_with_aligned_corners(clip_bases):
+    base = open_base(str(clip_bases / "residual"))
+    torch.manual_seed(5)
+    original = CRIS(base.load_network()).eval()
+    released = CRIS(base.load_network(), "released").eval()
+    released.load_state_dict(original.state_dict())
+    maps = []
+    original.projector.register_forward_hook(lambda _, __, result: maps.append(result))
+    pixel_values, input_ids = inputs(base)
+    with torch.no_grad():
+        plain, other = original(pixel_values, input_ids), released(pixel_values, input_ids)
+    size = plain.shape[1:]
+    expected = F.interpolate(maps[0][:, None], size=size, mode="bicubic", align_corners=True)[:, 0]
+    torch.testing.assert_close(other, expected)
+    assert (plain - other).abs().max() > 1e-4
+
+
+def test_variants_that_a_method_does_not_have_are_refused(tiny_base):
+    with pytest.raises(ValueError, match="'dense' has no variant 'released'"):
+        build_model("dense", open_base(str(tiny_base)).load_network(), "VL", variant="released")
 
 
 def test_the_towers_of_a_clipseg_give_hugging_faces_features(tiny_base):
