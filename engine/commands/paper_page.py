@@ -20,16 +20,17 @@ from engine.tables import markdown_table
 from engine.training.protocols import DIFFERENCES, of_method
 from engine.training.run_files import PROTOCOL_SCORES, SCORES
 
+KINDS = ("paper_rules", "paper_rules_with_presence_gate", "our_rules")
 UNITS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
 RULES = """Dice and IoU in %, HD95 in pixels of the picture; means over all annotations of the test split, then
-mean ± standard deviation over seeds. By the paper's rules: a random prompt for each annotation, the mask cut at
-one half on the base's square and enlarged by nearest neighbour to the picture's size, the reference every grey
-value above 0, no presence gate (src/train.py and scripts/eval_metrics.py of its code). By ours: the plain class
-prompt, the probability enlarged before it is cut, the reference above 127, an empty mask below the calibrated
-presence. Dice and IoU are 1 where both masks are empty and 0 where one is. HD95 is defined nowhere in the
-paper's code; here it is the larger of the two directed 95th percentiles of the distances between the masks'
-edges (MONAI), over the cases in which both masks have a pixel. That of the table cannot be on the 352-pixel
-square, whose diagonal is 498: CheXlocalize has 537."""
+mean ± standard deviation over seeds. "Here" and "with presence gate" are by the paper's rules: a random prompt
+for each annotation, the mask cut at one half on the base's square and enlarged by nearest neighbour to the
+picture's size, the reference every grey value above 0 (src/train.py and scripts/eval_metrics.py of its code),
+which has no presence gate. By ours: the plain class prompt, the probability enlarged before it is cut, the
+reference above 127, an empty mask below the calibrated presence. Dice and IoU are 1 where both masks are empty
+and 0 where one is. HD95 is defined nowhere in the paper's code; here it is the larger of the two directed 95th
+percentiles of the distances between the masks' edges (MONAI), over the cases in which both masks have a pixel.
+That of the table cannot be on the 352-pixel square, whose diagonal is 498: CheXlocalize has 537."""
 TESTS = """Wilcoxon's signed-rank test, two-sided, on the Dice of each annotation (the mean over seeds, by the
 paper's rules); p is adjusted by Holm's method for all pairs within a set."""
 
@@ -74,7 +75,7 @@ def write_page(output: Path, cells: Sequence[Cell], remarks: Sequence[str]) -> N
         "\n".join(f"- {remark}" for remark in remarks),
         RULES,
         *(text for text, _ in parts.values()),
-        *(f"![{title}]({name})" for name, title in drawn.items()),
+        *(f"{title}:\n\n![{title}]({name})" for name, title in drawn.items()),
         f"## How it was made\n\n{_bases(cells)}\n\n{_differences(cells)}",
     ]
     results = {data.name: result for data, (_, result) in parts.items()}
@@ -116,28 +117,22 @@ def _figures(cell: Cell) -> dict:
         "parameters": cards[0].training["parameters"],
         "epochs": [card.training["epochs_run"] for card in cards],
         "paper": named,
-        "paper_rules": paper.over_seeds(theirs),
-        "paper_rules_with_presence_gate": paper.over_seeds(with_gate),
-        "our_rules": paper.over_seeds(ours),
+        **{kind: paper.over_seeds(scores) for kind, scores in zip(KINDS, (theirs, with_gate, ours), strict=True)},
         "cases": paper.by_case(theirs),
     }
 
 
 def _table(rows: dict[Cell, dict]) -> str:
-    columns = ["method", "parameters"]
-    for unit in UNITS.values():
-        columns += [unit, f"{unit} of the paper", "difference"]
-    columns += ["Dice with presence gate", *(f"{unit} by our rules" for unit in UNITS.values())]
+    columns = "method", "parameters", "figure", "here", "paper", "difference", "with presence gate", "by our rules"
     lines = []
     for cell, row in rows.items():
-        cells = [f"`{cell.name}`", f"{row['parameters']:,}"]
-        for figure in UNITS:
+        for number, (figure, unit) in enumerate(UNITS.items()):
             mean, published = row["paper_rules"][figure]["mean"], row["paper"][figure]
             known = mean is not None and published is not None
-            cells += [_spread(row["paper_rules"][figure]), "" if published is None else f"{published:.2f}"]
-            cells.append(f"{mean - published:+.2f}" if known else "")
-        cells.append(_spread(row["paper_rules_with_presence_gate"]["dice"]))
-        lines.append([*cells, *(_spread(row["our_rules"][figure]) for figure in UNITS)])
+            names = [f"`{cell.name}`", f"{row['parameters']:,}"] if number == 0 else ["", ""]
+            theirs = ["" if published is None else f"{published:.2f}", f"{mean - published:+.2f}" if known else ""]
+            here, gated_here, ours = (_spread(row[kind][figure]) for kind in KINDS)
+            lines.append([*names, unit, here, *theirs, gated_here, ours])
     return markdown_table(columns, lines)
 
 
@@ -183,7 +178,10 @@ def _differences(cells: Sequence[Cell]) -> str:
 def _draw(output: Path, sets: Sequence[dict[Cell, dict]]) -> dict[str, str]:
     """Draw the plots that have something to show; return {file: title}."""
     drawn = {
-        "methods.png": ("Dice of every annotation, by the paper's rules; × is the paper's mean", _draw_methods)
+        "methods.png": (
+            "Dice of every annotation by the paper's rules: boxes of quartiles, the mean dashed, the paper's mean as ×",
+            _draw_methods,
+        )
     }
     if len({cell.placement for rows in sets for cell in rows if cell.placement}) > 1:
         drawn["placements.png"] = "Dice by placement, as in the paper's Figure 2", _draw_placements
@@ -195,11 +193,10 @@ def _draw(output: Path, sets: Sequence[dict[Cell, dict]]) -> dict[str, str]:
         for axes, rows in zip(panels, sets, strict=False):
             draw(axes, rows)
             data = next(iter(rows)).data.name
-            axes.set(title=paper.SETS.get(data, data), ylabel="Dice, %", ylim=(-2, 102))
+            axes.set(title=paper.SETS.get(data, data), ylabel="Dice, %", ylim=(-2, 115), yticks=range(0, 101, 20))
             axes.spines[["top", "right"]].set_visible(False)
         for axes in list(panels)[len(sets) :]:
             axes.set_axis_off()
-        figure.suptitle(title)
         with replacing(output / name) as temporary:
             canvas.print_png(str(temporary))
     return {name: title for name, (title, _) in drawn.items()}
@@ -215,7 +212,7 @@ def _draw_placements(axes: Axes, rows: dict[Cell, dict]) -> None:
         errors = [figure["deviation"] or 0 for figure in own.values()]
         axes.bar(places, [figure["mean"] for figure in own.values()], 0.36, yerr=errors, label=method)
     axes.set_xticks(range(len(placements)), placements)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper right")
 
 
 def _draw_methods(axes: Axes, rows: dict[Cell, dict]) -> None:
