@@ -21,6 +21,11 @@ from engine.training.protocols import DIFFERENCES, of_method
 from engine.training.run_files import PROTOCOL_SCORES, SCORES
 
 KINDS = ("paper_rules", "paper_rules_with_presence_gate", "our_rules")
+METHODS_PLOT = (
+    "methods.png",
+    "Dice of every annotation by the paper's rules: boxes of quartiles, the mean dashed, the paper's mean as ×",
+)
+PLACEMENTS_PLOT = "placements.png", "Dice by placement, as in the paper's Figure 2"
 UNITS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95"}
 RULES = """Dice and IoU in %, HD95 in pixels of the picture; means over all annotations of the test split, then
 mean ± standard deviation over seeds. "Here" and "with presence gate" are by the paper's rules: a random prompt
@@ -177,29 +182,26 @@ def _differences(cells: Sequence[Cell]) -> str:
 
 def _draw(output: Path, sets: Sequence[dict[Cell, dict]]) -> dict[str, str]:
     """Draw the plots that have something to show; return {file: title}."""
-    drawn = {
-        "methods.png": (
-            "Dice of every annotation by the paper's rules: boxes of quartiles, the mean dashed, the paper's mean as ×",
-            _draw_methods,
-        )
-    }
+    if not sets:
+        return {}
+    plots = {METHODS_PLOT: _draw_methods}
     if len({cell.placement for rows in sets for cell in rows if cell.placement}) > 1:
-        drawn["placements.png"] = "Dice by placement, as in the paper's Figure 2", _draw_placements
-    for name, (title, draw) in drawn.items():
+        plots[PLACEMENTS_PLOT] = _draw_placements
+    for (name, _), draw in plots.items():
         columns = min(4, len(sets))
         figure = Figure(figsize=(1 + 3.4 * columns, 0.5 + 3.6 * -(-len(sets) // columns)), layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        panels = figure.subplots(-(-len(sets) // columns), columns, squeeze=False, sharey=True).flat
+        panels = list(figure.subplots(-(-len(sets) // columns), columns, squeeze=False, sharey=True).flat)
         for axes, rows in zip(panels, sets, strict=False):
             draw(axes, rows)
             data = next(iter(rows)).data.name
             axes.set(title=paper.SETS.get(data, data), ylabel="Dice, %", ylim=(-2, 115), yticks=range(0, 101, 20))
             axes.spines[["top", "right"]].set_visible(False)
-        for axes in list(panels)[len(sets) :]:
+        for axes in panels[len(sets) :]:
             axes.set_axis_off()
         with replacing(output / name) as temporary:
             canvas.print_png(str(temporary))
-    return {name: title for name, (title, _) in drawn.items()}
+    return dict(plots)
 
 
 def _draw_placements(axes: Axes, rows: dict[Cell, dict]) -> None:
