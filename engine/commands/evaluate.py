@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from engine.choices import BASE_ALONE
+from engine.choices import BASE_ALONE, HALF
 from engine.cli import progress_bar
 from engine.data import DataSet, open_data_set
 from engine.data.splits import overlap_warning, shared_with_earlier
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
     remarks += _cut_prompts(segmenter, scores[names[0]])
     remarks += [f"Measured otherwise than by default: {rules}."] if rules != Rules() else []
+    remarks += [f"Masks begin above the grey value {options.mask_above}."] if options.mask_above != HALF else []
     title = f"{data_set.name}, {options.split} split"
     rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
     checks = {name: prompt_checks(scores[name]) for name in names}
