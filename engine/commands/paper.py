@@ -1,6 +1,7 @@
 """Repeat the paper's Table 1: say what will run and how long, train what is not trained yet, write its page."""
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -135,6 +136,8 @@ def _say_plan(
         most += left * epochs * steps * step
         likely += left * min(epochs, LIKELY_EPOCHS) * steps * step
     print(markdown_table(("set", "method", "base", "trainings left", "steps an epoch", "seconds a step"), rows))
+    gc.collect()
+    torch.cuda.empty_cache()  # the trainings are processes of their own
     hours = likely / 3600, min(epochs, LIKELY_EPOCHS), most / 3600, epochs
     print(ESTIMATE.format(device_name(device), *hours), flush=True)
 

@@ -78,6 +78,7 @@ def write_page(output: Path, cells: Sequence[Cell], remarks: Sequence[str]) -> N
     texts = [
         "# Table 1 of VLSM-Adapter, repeated",
         "\n".join(f"- {remark}" for remark in remarks),
+        _overview(list(sets.values())),
         RULES,
         *(text for text, _ in parts.values()),
         *(f"{title}:\n\n![{title}]({name})" for name, title in drawn.items()),
@@ -86,6 +87,21 @@ def write_page(output: Path, cells: Sequence[Cell], remarks: Sequence[str]) -> N
     results = {data.name: result for data, (_, result) in parts.items()}
     write_text(output / "table1.json", json.dumps(results, indent=1) + "\n")
     write_text(output / "table1.md", "\n\n".join(filter(None, texts)) + "\n")
+
+
+def _overview(sets: Sequence[dict[Cell, dict]]) -> str:
+    """Return the Dice of all sets and methods, with the differences from the paper's."""
+    names = list(dict.fromkeys(cell.name for rows in sets for cell in rows))
+    lines = []
+    for rows in sets:
+        texts = {}
+        for cell, row in rows.items():
+            here, published = row["paper_rules"]["dice"]["mean"], row["paper"]["dice"]
+            texts[cell.name] = f"{here:.2f}" if published is None else f"{here:.2f} ({here - published:+.2f})"
+        data = next(iter(rows)).data.name
+        lines.append([paper.SETS.get(data, data), *(texts.get(name, "") for name in names)])
+    columns = ["Dice in % (difference from the paper's)", *(f"`{name}`" for name in names)]
+    return markdown_table(columns, lines) if lines else ""
 
 
 def _of_set(data: Path, rows: dict[Cell, dict]) -> tuple[str, dict]:
@@ -214,7 +230,8 @@ def _draw_placements(axes: Axes, rows: dict[Cell, dict]) -> None:
         errors = [figure["deviation"] or 0 for figure in own.values()]
         axes.bar(places, [figure["mean"] for figure in own.values()], 0.36, yerr=errors, label=method)
     axes.set_xticks(range(len(placements)), placements)
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    if methods:
+        axes.legend(frameon=False, ncols=2, loc="upper right")
 
 
 def _draw_methods(axes: Axes, rows: dict[Cell, dict]) -> None:

@@ -200,6 +200,7 @@ def _finished(card: AdapterCard, trainer: Trainer) -> AdapterCard:
         | asdict(plan)
         | {
             "protocol_reasons": reasons(plan.protocol, plan.method),
+            "start": Path(plan.start).name if plan.start else None,  # a path may name a person
             "parameters": sum(p.numel() for p in trainer.model.trained.parameters() if p.requires_grad),
             "seconds": seconds,
             "epochs_run": len(trainer.history),

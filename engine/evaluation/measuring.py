@@ -202,7 +202,7 @@ def presences(
         for question in questions.values():
             in_vain = question.kind in IN_VAIN
             if in_vain or question.mask.any():  # the plain prompt of an empty mask may be a denial
-                result = replace(segmenter.segment(question.prompt), presence_threshold=0.0)
+                result = replace(segmenter.segment(question.prompt, cut=True), presence_threshold=0.0)
                 (missing if in_vain else present).append(result.presence if result.mask().any() else 0.0)
         on_case(number, len(names))
     return present, missing

@@ -94,6 +94,8 @@ def test_the_papers_table_is_repeated_from_the_sets_that_are_there(paper_command
     dices = [card.metrics[BY_PAPER]["disc"]["dice"] for card in map(read_card, cards_of(folder, "shallow-VL"))]
     assert row["paper_rules"]["dice"]["mean"] == pytest.approx(100 * np.mean(dices), abs=0.01)
     assert row["paper_rules"]["dice"]["deviation"] == pytest.approx(100 * np.std(dices, ddof=1), abs=0.02)
+    overview = f"{row['paper_rules']['dice']['mean']:.2f} ({row['paper_rules']['dice']['mean'] - 86.85:+.2f}) |"
+    assert overview in next(line for line in page.splitlines() if line.startswith("| Kvasir-SEG |"))
     (test,) = results["kvasir_polyp"]["tests"]
     assert (test["first"], test["second"], test["cases"]) == ("decoder", "shallow VL", 1)
     monkeypatch.setattr(trials, "run_command", None)  # it would fail
