@@ -12,7 +12,8 @@ import numpy as np
 
 from engine.choices import SPLITS
 from engine.data import Case, DataSet, Truth, open_data_set, shared_images
-from engine.data.pictures import PictureSet, odd_share
+from engine.data.masks import odd_share
+from engine.data.pictures import PictureSet
 from engine.errors import UserError
 from engine.imaging.volumes.intensity import intensity_range
 from engine.imaging.volumes.planes import check_channels, orient
