@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> None:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
         with progress_bar(name, data_set.case_count) as update:
             scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane)
+        if not scores[name]:
+            raise UserError(f"{options.data} has nothing labelled in its split '{options.split}'")
         folder = options.output / Path(name).name if len(names) > 1 else options.output
         folder.mkdir(exist_ok=True)
         write_csv(folder / "scores.csv", scores[name])

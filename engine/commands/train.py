@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from engine.cli import interruptible, progress_bar
-from engine.data import DataSet, open_splits, wordings
+from engine.data import DataSet, open_splits, shows_anything, unnamed_values, wordings
 from engine.data.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.data.checking import check
 from engine.errors import Cancelled, UserError
@@ -42,8 +42,6 @@ def run(options: argparse.Namespace, plan: Plan) -> None:
         return
     base = open_base(options.base)
     sets = open_splits(options.data, planes, plan.channels, options.drop_overlap)
-    if not sets["train"].annotations:
-        raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
     if options.seeds is None:
         _train_one(plan, base, sets, options.output, options)
         return
@@ -71,8 +69,8 @@ def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) 
     written = write_report(output, report, planes, channels)
     Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
     print(f"wrote {', '.join(map(str, written))}")
-    if report.problems:
-        raise UserError(f"training would stop at {len(report.problems)} problem(s); see {output / 'report.md'}")
+    if report.stops:
+        raise UserError(f"training would stop at {report.stops} problem(s); see {output / 'report.md'}")
 
 
 def _train_one(
@@ -83,7 +81,7 @@ def _train_one(
     folder = output / "run"
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
     others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
-    validation_set = sets["val"] if sets["val"].annotations else None
+    validation_set = sets["val"] if shows_anything(sets["val"]) else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
     trainer = Trainer(
@@ -107,6 +105,9 @@ def _train_one(
         write_start(folder, plan, options.data, base.name, *where)
         counts = {split: len(data_set.annotations) for split, data_set in sets.items()}
         print(f"annotations: {counts['train']} for training, {counts['val']} for validation")
+        unnamed = unnamed_values(sets["train"].unnamed() | sets["val"].unnamed())
+        if unnamed:
+            print(f"warning: nothing names {unnamed}; they count as background")
     with _telling_how_to_go_on():
         _run(trainer, card, output)
     if not trainer.accelerator.is_main_process:
@@ -205,6 +206,9 @@ def _test(segmenter: Segmenter, test_set: DataSet, others: list[str]) -> dict | 
         return None
     with progress_bar("testing", test_set.case_count) as update:
         scores, rates = measure_adapter(segmenter, test_set, others, update)
+    if not scores:
+        print("not tested: nothing is labelled in the split 'test'")
+        return None
     total = means(scores)
     print(f"test Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}")
     if rates:
