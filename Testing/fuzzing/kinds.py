@@ -29,6 +29,7 @@ from torch import nn
 from engine.choices import SPLITS
 from engine.data import open_splits
 from engine.data.checking import check
+from engine.data.masks import binary, read_grey
 from engine.imaging.labels import read_segmentation, segment_names
 from engine.imaging.reading import read_frames
 from engine.imaging.volumes.intensity import intensity_range
@@ -74,6 +75,7 @@ def all_kinds(seeds: Path, target: Path) -> dict[str, Kind]:
         "nrrd, mha": Kind(_headers(_written(seeds, volume, (".nrrd", ".mha", ".nhdr", ".mhd"))), _read_all),
         "seg.nrrd": Kind(_headers(_segmentations(seeds, volume)), lambda f: _read_segmentation(f, volume)),
         "picture": Kind(_pictures_changed(pictures), _read_all),
+        "mask": Kind(_pictures_changed(pictures), _read_mask),
         "bundle": Kind(_bundles(adapters), _bundle_user(seeds / "adapters" / "base")),
         "zip": Kind(_zips(adapters, target), lambda folder: _install(folder / "adapter.zip", target)),
         "data set": Kind(_sets(sets), _open_set),
@@ -90,6 +92,11 @@ def _read_all(folder: Path) -> None:
     files = sorted(path for path in folder.iterdir() if path.suffix not in (".raw", ".zraw"))
     for volume in read_frames(files[0] if len(files) == 1 else folder):
         intensity_range(volume)
+
+
+def _read_mask(folder: Path) -> None:
+    (path,) = folder.iterdir()
+    binary(read_grey(path), path)
 
 
 def _written(seeds: Path, volume: Volume, suffixes: Sequence[str]) -> list[Path]:
@@ -213,6 +220,27 @@ def _pictures() -> dict[str, bytes]:
         Image.fromarray(array).save(
             buffer, {"jpg": "jpeg", "tif": "tiff"}.get(name[-3:], name.split(".")[1]), **options
         )
+        encoded[name] = buffer.getvalue()
+    return encoded | _odd_pictures(Image.fromarray(grey))
+
+
+def _odd_pictures(grey: Image.Image) -> dict[str, bytes]:
+    """Pictures that are shown turned, of a palette, of one bit, or with transparency."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    encoded = {}
+    for name, picture, options in (
+        ("turned.jpg", grey, {"exif": turned}),
+        ("turned.png", grey, {"exif": turned}),
+        ("turned.tif", grey, {"exif": turned}),
+        ("palette.png", grey.convert("P"), {}),
+        ("palette.tif", grey.convert("P"), {}),
+        ("one-bit.bmp", grey.convert("1"), {}),
+        ("grey-and-alpha.png", Image.merge("LA", [grey, grey]), {}),
+        ("alpha.png", Image.merge("RGBA", [grey] * 4), {}),
+    ):
+        buffer = io.BytesIO()
+        picture.save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(name[-3:], name[-3:]), **options)
         encoded[name] = buffer.getvalue()
     return encoded
 
@@ -512,10 +540,15 @@ def _data_sets(folder: Path, volume: Volume) -> list[tuple[Path, str]]:
         sitk.WriteImage(image, volumes / "imagesTr" / f"{number}.nii.gz")
         sitk.WriteImage(labels, volumes / "labelsTr" / f"{number}.nii.gz")
     listed = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in range(2)]
-    description = {"labels": {"0": "background", "1": "ball"}, "training": listed, "numTraining": 2, "test": []}
+    description = {"labels": {"0": "background", "1": "ball"}, "training": listed, "numTraining": 2}
+    description |= {"labelled": ["ball"], "test": ["./imagesTs/2.nii.gz"]}
     (volumes / "dataset.json").write_text(json.dumps(description))
     (volumes / "prompts.yaml").write_text("ball: [ball, the ball]\n")
-    nnunet = {"labels": {"background": 0, "ball": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    nnunet = {
+        "labels": {"background": 0, "ball": 1, "ignore": 2},
+        "channel_names": {"0": "CT"},
+        "file_ending": ".nii.gz",
+    }
     sitk.WriteImage(sitk.GetImageFromArray(volume.voxels), pairs / "one" / "scan.nrrd")
     write_segments(
         pairs / "one" / "scan.seg.nrrd", [Segment("ball", volume.voxels > 600, (1, 0, 0))], Volume(volume.voxels)
@@ -557,3 +590,5 @@ def _open_set(folder: Path) -> None:
         for annotation in data_set.annotations[:3]:
             data_set.image(annotation)
             data_set.mask(annotation)
+            data_set.known(annotation)
+        data_set.unnamed()

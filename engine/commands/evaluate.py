@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
         make_folder(folder)
         with progress_bar(name, data_set.case_count) as update:
             scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane, rules)
+        if not scores[name]:
+            raise UserError(f"{options.data} has nothing labelled in its split '{options.split}'")
         write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
     remarks += _cut_prompts(segmenter, scores[names[0]])

@@ -14,7 +14,15 @@ from rich.markdown import Markdown
 
 from engine.choices import HALF
 from engine.cli import interruptible, progress_bar
-from engine.data import DataSet, open_data_set, open_splits, shared_images, wordings
+from engine.data import (
+    DataSet,
+    open_data_set,
+    open_splits,
+    shared_images,
+    shows_anything,
+    unnamed_values,
+    wordings,
+)
 from engine.data.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.data.checking import check
 from engine.data.splits import overlap_warning, spread_evenly
@@ -46,8 +54,6 @@ def run(options: argparse.Namespace, plan: Plan) -> None:
         return
     base = open_base(options.base)
     sets, shared = _open_sets(options, planes, plan)
-    if not sets["train"].annotations:
-        raise UserError(f"{options.data} has nothing labelled in its split 'train'; nothing can be trained")
     if options.seeds is None:
         _train_one(plan, base, sets, shared, options.output, options)
         return
@@ -93,8 +99,8 @@ def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) 
     written = write_report(output, report, planes, channels)
     Console().print(Markdown(markdown(report, MOST_PROBLEMS)))
     print(f"wrote {', '.join(map(str, written))}")
-    if report.problems:
-        raise UserError(f"training would stop at {len(report.problems)} problem(s); see {output / 'report.md'}")
+    if report.stops:
+        raise UserError(f"training would stop at {report.stops} problem(s); see {output / 'report.md'}")
 
 
 def _train_one(
@@ -111,7 +117,7 @@ def _train_one(
     masks_above = {split: data_set.masks_above(plan.mask_above) for split, data_set in sets.items()}
     prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
     others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
-    validation_set = masks_above["val"] if sets["val"].annotations else None
+    validation_set = masks_above["val"] if shows_anything(sets["val"]) else None
     device = choose_device(options.device)
     checkpoint = folder / CHECKPOINT
     if options.resume:
@@ -138,6 +144,9 @@ def _train_one(
         write_start(folder, plan, options.data, base.name, *where)
         counts = {split: len(data_set.annotations) for split, data_set in sets.items()}
         print(f"annotations: {counts['train']} for training, {counts['val']} for validation")
+        unnamed = unnamed_values(sets["train"].unnamed() | sets["val"].unnamed())
+        if unnamed:
+            print(f"warning: nothing names {unnamed}; they count as background")
     with _telling_how_to_go_on():
         _run(trainer, card, output)
     if not trainer.accelerator.is_main_process:
@@ -245,6 +254,9 @@ def _test(segmenter: Segmenter, plan: Plan, test_set: DataSet, others: list[str]
         return None
     with progress_bar("testing", test_set.case_count) as update:
         scores, rates = measure_adapter(segmenter, test_set, others, update)
+    if not scores:
+        print("not tested: nothing is labelled in the split 'test'")
+        return None
     write_csv(folder / SCORES, scores)
     total = means(scores)
     print(f"test {_figures(total)}")

@@ -4,7 +4,16 @@ All are seen as one list of annotations: an image, the prompts that describe one
 that structure. Splits go by picture, volume or patient, never by slice.
 """
 
-from engine.data.annotations import Annotation, Case, DataSet, Truth, wordings
+from engine.data.annotations import (
+    Annotation,
+    Case,
+    DataSet,
+    Truth,
+    check_labelled,
+    shows_anything,
+    unnamed_values,
+    wordings,
+)
 from engine.data.splits import is_data_set, open_data_set, open_splits, shared_images
 
 __all__ = [
@@ -12,9 +21,12 @@ __all__ = [
     "Case",
     "DataSet",
     "Truth",
+    "check_labelled",
     "is_data_set",
     "open_data_set",
     "open_splits",
     "shared_images",
+    "shows_anything",
+    "unnamed_values",
     "wordings",
 ]

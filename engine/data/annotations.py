@@ -1,15 +1,18 @@
 """What every data set is made of, whatever its layout."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from engine.errors import UserError
 from engine.imaging.volumes.volume import Volume
 
+MOST_VALUES = 8  # in a message
 VALIDATION_SHARE = 0.1  # of the training volumes, where a folder names none for validation
 
 Prompts = tuple[tuple[str, ...], ...]
@@ -46,11 +49,13 @@ class Truth:
         prompts: as in `Annotation`.
         path: the file that holds the mask.
         read: gives the mask.
+        known: (z, y, x) bool, where the labels say whether the structure is there; None for everywhere.
     """
 
     prompts: Prompts
     path: Path
     read: Callable[[], np.ndarray]
+    known: np.ndarray | None = None
 
     @property
     def plain_prompt(self) -> str:
@@ -68,11 +73,19 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A picture or a whole volume, with all that is labelled in it."""
+    """A picture or a whole volume, with all that is labelled in it.
+
+    Attributes:
+        truths: of the structures of which the labels say whether they are there.
+        unlabelled: the plain class prompts of the data set's structures of which they say nothing.
+        unnamed: label value -> how many voxels have it, though nothing names it.
+    """
 
     name: str
     volume: Volume
     truths: list[Truth]
+    unlabelled: tuple[str, ...] = ()
+    unnamed: dict[int, int] = field(default_factory=dict)
 
 
 class DataSet(ABC):
@@ -105,6 +118,18 @@ class DataSet(ABC):
             UserError: the file is missing, damaged, no mask, or of another size than the image.
         """
 
+    def known(self, annotation: Annotation) -> np.ndarray | None:
+        """Return where the labels say whether the structure is there, bool (height, width); None for everywhere."""
+        return None
+
+    def unnamed(self) -> dict[str, dict[int, int]]:
+        """Return case -> label value -> how many voxels have it though nothing names it, of the cases with such.
+
+        Raises:
+            UserError: see `case`.
+        """
+        return {}
+
     @abstractmethod
     def case(self, name: str) -> Case:
         """Read a picture or volume.
@@ -131,6 +156,42 @@ def held_out(patients: Sequence[str]) -> set[str]:
     """Return the patients whose images are for validation, where nobody chose: every tenth, in the given order."""
     step = round(1 / VALIDATION_SHARE)
     return set(list(dict.fromkeys(patients))[step // 2 :: step])
+
+
+def shows_anything(data_set: DataSet) -> bool:
+    """Return whether any mask of a data set has a voxel.
+
+    Raises:
+        UserError: see `DataSet.mask`.
+    """
+    annotations = data_set.annotations
+    return any(a.present for a in annotations) or any(
+        data_set.mask(a).any() for a in annotations if a.present is None
+    )
+
+
+def check_labelled(data_set: DataSet, split: str = "train") -> None:
+    """Raises:
+    UserError: there is no mask with a voxel, from which a training could learn.
+    """
+    if not shows_anything(data_set):
+        unnamed = unnamed_values(data_set.unnamed())
+        told = f" (nothing names {unnamed})" if unnamed else ""
+        raise UserError(
+            f"{data_set.name} has nothing labelled in its split '{split}'; nothing can be trained{told}"
+        )
+
+
+def unnamed_values(unnamed: dict[str, dict[int, int]]) -> str:
+    """Say in words which label values nothing names, of case -> value -> voxels; nothing where there are none."""
+    voxels: Counter[int] = Counter()
+    cases: Counter[int] = Counter()
+    for values in unnamed.values():
+        voxels.update(values)
+        cases.update(values.keys())
+    told = [f"{v} ({voxels[v]:,} voxels in {cases[v]} label maps)" for v in sorted(voxels)[:MOST_VALUES]]
+    more = [f"… and {len(voxels) - MOST_VALUES} more"] if len(voxels) > MOST_VALUES else []
+    return f"the label values {', '.join([*told, *more])}, such as in {next(iter(unnamed))}" if unnamed else ""
 
 
 def wordings(data_set: DataSet) -> set[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from engine.choices import SPLITS
-from engine.data import Case, DataSet, Truth, open_data_set, shared_images
-from engine.data.pictures import PictureSet, odd_share
+from engine.data import Case, DataSet, Truth, decathlon, open_data_set, shared_images, unnamed_values
+from engine.data.masks import odd_share
+from engine.data.pictures import PictureSet
 from engine.errors import UserError
 from engine.imaging.volumes.intensity import intensity_range
 from engine.imaging.volumes.planes import check_channels, orient
@@ -24,7 +25,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Image:
-    """A picture or volume that was read; sizes and spacings run along x, y, z."""
+    """A picture or volume that was read; sizes and spacings run along x, y, z. Nobody has labelled `unknown_share`
+    (0..1) of its voxels."""
 
     split: str
     case: str
@@ -32,6 +34,7 @@ class Image:
     spacing_mm: tuple[float, float, float]
     colour: bool
     flat: bool
+    unknown_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,34 @@ class Mask:
 
 @dataclass(frozen=True)
 class Problem:
-    """What training, validation or testing would stop at."""
+    """What training, validation or testing would stop at, or could not mean as it is (then it does not stop)."""
 
     split: str
     message: str
+    stops: bool = True
 
 
 @dataclass
 class Report:
-    """What was found in a folder."""
+    """What was found in a folder.
+
+    Attributes:
+        unnamed: split -> case -> label value -> how many voxels have it, though nothing names it.
+        unlabelled: structure -> the cases whose labels say nothing of it.
+    """
 
     folder: str
     images: list[Image] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    unnamed: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
+    unlabelled: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def stops(self) -> int:
+        """How many problems a training would stop at."""
+        return sum(problem.stops for problem in self.problems)
 
     def wordings(self, split: str) -> Counter[str]:
         """Return how many masks of a split each wording describes."""
@@ -117,8 +133,12 @@ def check(
             done += 1
             on_case(done, total)
     _compare_splits(report, folder, sets, drop_overlap)
-    if "train" in sets and not sets["train"].case_count:
+    blind = not any(mask.voxels for mask in report.masks if mask.split == "train")
+    if "train" in sets and blind and not any(problem.split == "train" for problem in report.problems):
         report.problems.append(Problem("train", "nothing is labelled; nothing can be trained"))
+    for split, unnamed in report.unnamed.items():
+        message = f"nothing names {unnamed_values(unnamed)}; they count as background"
+        report.problems.append(Problem(split, message, stops=False))
     report.remarks += _remarks(report, sets)
     return report
 
@@ -131,6 +151,21 @@ def _remarks(report: Report, sets: dict[str, DataSet]) -> Iterator[str]:
             yield f"the split '{split}' has no images"
         if untrained := report.structures(split).keys() - trained:
             yield f"the split '{split}' has structures that are not in 'train': {', '.join(sorted(untrained))}"
+    for structure, cases in report.unlabelled.items():
+        yield (
+            f"the labels of {len(cases)} volume(s), such as {cases[0]}, say nothing of '{structure}', which is "
+            "neither trained nor measured there"
+        )
+    if report.unlabelled and (Path(report.folder) / decathlon.DESCRIPTION).is_file():
+        yield 'where label maps without a voxel of a structure say that it is absent, list it as "labelled" in ' + (
+            f'{decathlon.DESCRIPTION}: "labelled": ["{next(iter(report.unlabelled))}"]'
+        )
+    if partly := [image for image in report.images if image.unknown_share]:
+        largest = max(partly, key=lambda image: image.unknown_share)
+        yield (
+            f"{len(partly)} volume(s) have voxels that nobody has labelled, most in {largest.case}: "
+            f"{largest.unknown_share:.1%}; they are out of the loss and of the figures"
+        )
     tiny = [mask for mask in report.masks if 0 < mask.voxels < TINY_VOXELS]
     if tiny:
         names = ", ".join(f"{mask.structure} in {mask.case}" for mask in tiny[:3])
@@ -166,15 +201,17 @@ def _noting(report: Report, split: str, case: str = "") -> Iterator[None]:
 def _read(report: Report, split: str, data_set: DataSet, name: str, planes: Sequence[str], channels: str) -> None:
     with _noting(report, split, name):
         case = data_set.case(name)
-        volume = case.volume
-        report.images.append(
-            Image(
-                split, name, volume.shape[::-1], volume.spacing_mm, volume.is_rgb, isinstance(data_set, PictureSet)
-            )
-        )
+        volume, flat = case.volume, isinstance(data_set, PictureSet)
+        known = next((truth.known for truth in case.truths if truth.known is not None), np.True_)
+        size, unknown = volume.shape[::-1], 1 - float(known.mean())
+        report.images.append(Image(split, name, size, volume.spacing_mm, volume.is_rgb, flat, unknown))
+        if case.unnamed:
+            report.unnamed.setdefault(split, {})[name] = case.unnamed
+        for structure in case.unlabelled:
+            report.unlabelled.setdefault(structure, []).append(name)
         for truth in case.truths:
             with _noting(report, split, name):
-                odd = odd_share(truth.path) if isinstance(data_set, PictureSet) else 0.0
+                odd = odd_share(truth.path) if flat else 0.0
                 report.masks.append(_mask(split, case, truth, planes, odd))
         check_channels(volume, channels)
         intensity_range(volume)

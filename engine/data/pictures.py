@@ -10,12 +10,10 @@ import numpy as np
 from engine.choices import HALF
 from engine.data.annotations import Annotation, Case, DataSet, Truth
 from engine.data.descriptions import path_inside, read_json
+from engine.data.masks import binary, read_grey, read_single
 from engine.errors import UserError
-from engine.imaging.reading import read_volume
 from engine.imaging.volumes.intensity import intensity_range, to_unit
 from engine.imaging.volumes.volume import Volume
-
-JPEG = (".jpg", ".jpeg")
 
 
 class PictureSet(DataSet):
@@ -57,8 +55,9 @@ class PictureSet(DataSet):
             self._volume(annotation.case)
         expected = self._sizes[annotation.case]
         if grey.shape != expected:
+            turned = ", as EXIF turns it" if grey.shape == expected[::-1] else ""
             raise UserError(
-                f"{path} has {_size(grey.shape)} pixels and its image {annotation.case} {_size(expected)}; "
+                f"{path} has {_size(grey.shape)} pixels and its image {annotation.case} {_size(expected)}{turned}; "
                 "they must be equal"
             )
         return binary(grey, path, self._mask_above)
@@ -75,7 +74,7 @@ class PictureSet(DataSet):
         return self._masks / str(annotation.target)
 
     def _volume(self, case: str) -> Volume:
-        volume = _read_single(self.paths[case])
+        volume = read_single(self.paths[case])
         self._sizes[case] = volume.shape[1:]
         return volume
 
@@ -84,46 +83,6 @@ def _part(folder: Path, split: str) -> Path:
     """Return where the files of a split are: validation is a part of what was for training."""
     part = folder / ("test" if split == "test" else "train")
     return part if part.is_dir() else folder
-
-
-def read_grey(path: Path) -> np.ndarray:
-    """Return the values of a mask's file, (height, width).
-
-    Raises:
-        UserError: it is missing, damaged or coloured.
-    """
-    voxels = _read_single(path).voxels[0]
-    if voxels.ndim == 2:
-        return voxels
-    if np.ptp(voxels, axis=-1).max() > HALF:
-        raise UserError(f"{path} is a coloured picture; a mask holds 0 and 255, or 0 and 1")
-    return voxels[..., 0]
-
-
-def binary(grey: np.ndarray, path: Path, above: int = HALF) -> np.ndarray:
-    """Return a mask as bool. JPEG masks hold grey values near the edge, so the middle parts them, or another value
-    that is given.
-
-    Raises:
-        UserError: other numbers, such as those of several classes in one file.
-    """
-    highest = grey.max()
-    if 1 < highest <= HALF and path.suffix.lower() not in JPEG:
-        raise UserError(f"{path} holds numbers up to {highest}; a mask holds 0 and 255, or 0 and 1: one structure")
-    return grey > (above if highest > 1 else 0)
-
-
-def odd_share(path: Path) -> float:
-    """Return the share of a mask's pixels that are neither 0 nor its highest value, such as 255 (0..1)."""
-    grey = read_grey(path)
-    return float(((grey != 0) & (grey != max(1, 255 if grey.max() > HALF else grey.max()))).mean())
-
-
-def _read_single(path: Path) -> Volume:
-    volume = read_volume(path)
-    if volume.shape[0] != 1:
-        raise UserError(f"{path} has {volume.shape[0]} slices; volumes need dataset.json or .seg.nrrd files")
-    return volume
 
 
 def _annotation(row: dict) -> Annotation:

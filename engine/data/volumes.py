@@ -10,7 +10,7 @@ import numpy as np
 from engine.data.annotations import Annotation, Case, DataSet, Truth
 from engine.errors import UserError
 from engine.imaging.labels import Labels
-from engine.imaging.reading import read_volume
+from engine.imaging.reading import read_frames
 from engine.imaging.volumes.intensity import intensity_range, to_unit
 from engine.imaging.volumes.planes import check_channels, orient, take_slices
 from engine.imaging.volumes.volume import Volume
@@ -37,14 +37,19 @@ class Study:
         """Read the volume.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing or damaged, or holds several volumes.
         """
         try:
-            return read_volume(self.image)
+            volume, *others = read_frames(self.image)
         except UserError as error:
             if str(self.image) in str(error):
                 raise
             raise UserError(f"{self.image}: {error}") from error
+        if others:
+            raise UserError(
+                f"{self.image} holds {1 + len(others)} volumes, such as channels or time points; keep one of them"
+            )
+        return volume
 
 
 class VolumeSet(DataSet):
@@ -69,6 +74,7 @@ class VolumeSet(DataSet):
         self._wordings = wordings
         self._planes = planes
         self._channels = channels
+        self._unnamed: dict[str, dict[int, int]] = {}
         self.paths = {study.name: study.image for study in studies}
         self.patients = {study.name: study.patient for study in studies if study.patient is not None}
 
@@ -92,16 +98,29 @@ class VolumeSet(DataSet):
         volume, _ = self._volume(case)
         return self._labels(case).mask(annotation.target, lambda layer: orient(layer, volume, plane)[position])
 
+    def known(self, annotation: Annotation) -> np.ndarray | None:
+        case, plane, position = annotation.image
+        volume, _ = self._volume(case)
+        return self._labels(case).known(lambda layer: orient(layer, volume, plane)[position])
+
+    def unnamed(self) -> dict[str, dict[int, int]]:
+        _ = self.annotations  # which reads all labels
+        return self._unnamed
+
     def case(self, name: str) -> Case:
         study = self._studies[name]
         volume = study.read()
         labels = study.read_labels(volume)
-        truths = [Truth((self._wordings[n],), study.labels, partial(labels.mask, n)) for n in labels.places]
-        return Case(name, volume, truths)
+        known = labels.known()
+        truths = [Truth((self._wordings[n],), study.labels, partial(labels.mask, n), known) for n in labels.places]
+        unlabelled = tuple(words[0] for n, words in self._wordings.items() if n not in labels.places)
+        return Case(name, volume, truths, unlabelled, labels.unnamed)
 
     def _annotations(self, case: str, plane: str) -> Iterator[Annotation]:
         volume, _ = self._volume(case)
         labels = self._labels(case)
+        if labels.unnamed:
+            self._unnamed[case] = labels.unnamed
         stack = orient(volume.voxels, volume, plane)
         layers = [orient(layer, volume, plane) for layer in labels.layers]
         for position in range(len(stack)):
@@ -110,6 +129,8 @@ class VolumeSet(DataSet):
             found = {(i, int(v)) for i, layer in enumerate(layers) for v in np.unique(layer[position])}
             for name, places in labels.places.items():
                 present = not found.isdisjoint(places)
+                if not present and not found.isdisjoint(labels.unknown):
+                    continue  # it may be where nobody has labelled
                 yield Annotation(case, (case, plane, position), name, (self._wordings[name],), present)
 
     @lru_cache(maxsize=1024)  # noqa: B019 - a data set lives as long as the training

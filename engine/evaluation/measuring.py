@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from engine.choices import GRIDS
-from engine.data import Case, DataSet, wordings
+from engine.data import Case, DataSet, Truth, wordings
 from engine.errors import UserError
 from engine.evaluation.metrics import dice, hausdorff_95, intersection_over_union
 from engine.models.presence import Rates
@@ -32,12 +32,14 @@ class Question:
         kind: plain, random, every, wrong or absent (see the functions of these names).
         structure: the plain class prompt of what the mask shows.
         mask: (z, y, x) bool.
+        known: where it is measured, likewise; None for everywhere.
     """
 
     kind: str
     structure: str
     prompt: str
     mask: np.ndarray
+    known: np.ndarray | None = None
 
 
 Ask = Callable[[Case], Iterable[Question]]
@@ -46,14 +48,14 @@ Ask = Callable[[Case], Iterable[Question]]
 def plain(case: Case) -> Iterator[Question]:
     """Ask for each structure by its plain class prompt."""
     for truth in case.truths:
-        yield Question("plain", truth.plain_prompt, truth.plain_prompt, truth.mask)
+        yield _question_of(truth, "plain", truth.plain_prompt)
 
 
 def every(case: Case) -> Iterator[Question]:
     """Ask for each structure by all its wordings."""
     for truth in case.truths:
         for wording in dict.fromkeys(chain(*truth.prompts)):
-            yield Question("every", truth.plain_prompt, wording, truth.mask)
+            yield _question_of(truth, "every", wording)
 
 
 def random(seed: int) -> Ask:
@@ -64,7 +66,7 @@ def random(seed: int) -> Ask:
             draw = np.random.default_rng([seed, number, *case.name.encode()])
             wordings = truth.prompts[draw.integers(len(truth.prompts))]
             wording = wordings[draw.integers(len(wordings))]
-            yield Question("random", truth.plain_prompt, wording, truth.mask)
+            yield _question_of(truth, "random", wording)
 
     return ask
 
@@ -85,7 +87,7 @@ def wrong(prompts: Sequence[str], seed: int = 0) -> Ask:
             draw = np.random.default_rng([seed, *case.name.encode()])
             prompt = absent[draw.integers(len(absent))]
             for truth in shown:
-                yield Question("wrong", truth.plain_prompt, prompt, truth.mask)
+                yield _question_of(truth, "wrong", prompt)
 
     return ask
 
@@ -98,13 +100,17 @@ def absent(case: Case) -> Iterator[Question]:
         prompt = truth.plain_prompt
         prompt = prompt[len(DENIAL) :] if prompt.lower().startswith(DENIAL) else prompt
         if not truth.mask.any() and prompt.lower() not in shown:
-            yield Question("absent", truth.plain_prompt, prompt, truth.mask)
+            yield _question_of(truth, "absent", prompt)
 
 
 def wrong_prompts(data_set: DataSet) -> list[str]:
-    """Return what `wrong` may ask the cases of a data set for: its structures, and those of other subjects."""
-    structures = sorted({annotation.plain_prompt for annotation in data_set.annotations})
-    return [*structures, *absent_from(wordings(data_set), OTHER_STRUCTURES)]
+    """Return what `wrong` may ask the cases of a data set for: structures of other subjects. Its own may be there
+    though nobody has labelled them; where they are not, `absent` asks for them."""
+    return absent_from(wordings(data_set), OTHER_STRUCTURES)
+
+
+def _question_of(truth: Truth, kind: str, prompt: str) -> Question:
+    return Question(kind, truth.plain_prompt, prompt, truth.mask, truth.known)
 
 
 def _words(prompt: str) -> set[str]:
@@ -237,6 +243,8 @@ def _score(segmenter: Segmenter, case: Case, question: Question, rules: Rules) -
         mask, truth = (
             _on_grid(segmenter, case, question, result.threshold, rules.grid) if result.found else (mask, truth)
         )
+    elif question.known is not None:
+        mask, truth = mask & question.known, truth & question.known
     counts = int((mask & truth).sum()), int(mask.sum()), int(truth.sum())
     return Score(
         case=case.name,

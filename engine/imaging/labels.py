@@ -1,23 +1,27 @@
 """Read the labels of a volume: label maps, and segmentations as 3D Slicer saves them (.seg.nrrd)."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from engine.errors import UserError
-from engine.imaging.reading import read_image, read_volume
+from engine.imaging.pictures import read_indices
+from engine.imaging.reading import PICTURE_SUFFIXES, image_suffix, read_image, read_volume
 from engine.imaging.volumes.volume import Volume
 
 GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
 LABEL_MAP_TOLERANCE_MM = 1e-3
 LONGEST_LINE = 10 << 20  # bytes
 BINARY = "Binary labelmap"
+IGNORE = "ignore"  # nnU-Net's name for what nobody has labelled
+Places = tuple[tuple[int, int], ...]  # (layer, value) pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,27 +30,49 @@ class Labels:
 
     Attributes:
         layers: (layers, z, y, x) of an integer dtype.
-        places: structure -> the (layer, value) pairs of its voxels.
+        places: structure -> the (layer, value) pairs of its voxels; the structures of which the file says whether
+            they are there.
+        unknown: the pairs of the voxels that nobody has labelled.
+        unnamed: value -> how many voxels have it, though nothing names it.
     """
 
     layers: np.ndarray
-    places: dict[str, tuple[tuple[int, int], ...]]
+    places: dict[str, Places]
+    unknown: Places = ()
+    unnamed: dict[int, int] = field(default_factory=dict)
 
     def mask(self, name: str, cut: Callable[[np.ndarray], np.ndarray] = lambda layer: layer) -> np.ndarray:
         """Return a structure as bool (z, y, x), or of the part that `cut` takes of each layer."""
-        return np.any([cut(self.layers[layer]) == value for layer, value in self.places[name]], axis=0)
+        return self._where(self.places[name], cut)
+
+    def known(self, cut: Callable[[np.ndarray], np.ndarray] = lambda layer: layer) -> np.ndarray | None:
+        """Return which voxels are labelled, likewise; None for all of them."""
+        return ~self._where(self.unknown, cut) if self.unknown else None
+
+    def _where(self, places: Places, cut: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return np.any([cut(self.layers[layer]) == value for layer, value in places], axis=0)
 
 
-def read_label_map(path: Path, values: dict[str, Sequence[int]], volume: Volume) -> Labels:
+def is_ignore(name: str) -> bool:
+    """Return whether a label's name says that nobody has labelled its voxels."""
+    return name.strip().lower() == IGNORE
+
+
+def read_label_map(
+    path: Path, values: dict[str, Sequence[int]], volume: Volume, labelled: Collection[str] = ()
+) -> Labels:
     """Read a label map on the very grid of its volume.
 
+    A structure without a voxel may be absent, or nobody has labelled it: of such a one, the map says nothing.
+
     Args:
-        values: structure -> the numbers of its voxels.
+        values: structure -> the numbers of its voxels; those of "ignore" are not known.
+        labelled: structures that are absent where the map does not show them.
 
     Raises:
         UserError: the file is missing, damaged or no label map, or on another grid.
     """
-    labels = read_volume(path)
+    labels = _read_numbers(path)
     if labels.is_rgb or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
         raise UserError(f"{path} is no label map: it holds colours or broken numbers")
     if labels.shape != volume.shape:
@@ -55,28 +81,67 @@ def read_label_map(path: Path, values: dict[str, Sequence[int]], volume: Volume)
             f"{_size(volume)}"
         )
     grids = [(*v.spacing_mm, *v.origin_mm, *v.direction) for v in (labels, volume)]
-    if not np.allclose(*grids, atol=LABEL_MAP_TOLERANCE_MM):
+    if not (labels.flat and volume.flat) and not np.allclose(*grids, atol=LABEL_MAP_TOLERANCE_MM):
         raise UserError(f"{path} is not on the grid of {volume.name}; resample it, or its masks would be misplaced")
     lowest, highest = labels.voxels.min(), labels.voxels.max()
     kind = np.promote_types(np.min_scalar_type(int(lowest)), np.min_scalar_type(int(highest)))
     places = {name: tuple((0, int(number)) for number in numbers) for name, numbers in values.items()}
-    return Labels(labels.voxels.astype(kind)[None], places)
+    return _labels(labels.voxels.astype(kind)[None], places, labelled)
+
+
+def _read_numbers(path: Path) -> Volume:
+    """Read a label map; of a picture with a palette, the numbers and not the colours, and of RGB its greys."""
+    volume = read_volume(path)
+    if not volume.flat or image_suffix(path) not in PICTURE_SUFFIXES:
+        return volume
+    if indexed := read_indices(path):
+        return volume.with_voxels(indexed[0][None])
+    is_grey = volume.is_rgb and not np.ptp(volume.voxels, axis=-1).any()
+    return volume.with_voxels(volume.voxels[..., 0]) if is_grey else volume
+
+
+def _labels(layers: np.ndarray, places: dict[str, Places], labelled: Collection[str]) -> Labels:
+    """Return labels without the structures of which they say nothing: those without a voxel that are not
+    `labelled`, or may be where nobody has labelled."""
+    counts = _counts(layers)
+    unknown = tuple(p for name in places if is_ignore(name) for p in places[name] if p in counts)
+    stated = {
+        name: pairs
+        for name, pairs in places.items()
+        if not is_ignore(name) and (not counts.keys().isdisjoint(pairs) or (name in labelled and not unknown))
+    }
+    unnamed: Counter[int] = Counter()
+    for layer, value in counts.keys() - set(chain(*places.values())):
+        if value:
+            unnamed[value] += counts[layer, value]
+    return Labels(layers, stated, unknown, dict(sorted(unnamed.items())))
+
+
+def _counts(layers: np.ndarray) -> dict[tuple[int, int], int]:
+    """Return how many voxels of each layer have each value."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for number, layer in enumerate(layers):
+        for part in layer:  # as sorting takes the less memory
+            for value, count in zip(*np.unique(part, return_counts=True), strict=True):
+                counts[number, int(value)] += int(count)
+    return counts
 
 
 def segment_names(path: Path) -> list[str]:
-    """Return the names of the segments of a `.seg.nrrd`; reads its header only.
+    """Return the names of the segments of a `.seg.nrrd`, but for "ignore"; reads its header only.
 
     Raises:
         UserError: the file is missing, no NRRD, or names no segments.
     """
-    return [name for name, _ in _segments(path, _header(path))]
+    return [name for name, _ in _segments(path, _header(path)) if not is_ignore(name)]
 
 
 def read_segmentation(path: Path, volume: Volume) -> Labels:
     """Read a `.seg.nrrd` of 3D Slicer, and place it on the grid of its volume.
 
     Slicer crops what it saves, turns the slices of left-handed volumes round, and puts overlapping segments into
-    layers. Segments of one name are one structure.
+    layers. Segments of one name are one structure. One without a voxel is absent, and what lies in one that is
+    named "ignore" is not known.
 
     Raises:
         UserError: the file is missing, damaged or no binary segmentation; it lies between the volume's voxels, or
@@ -92,13 +157,13 @@ def read_segmentation(path: Path, volume: Volume) -> Labels:
     if image.GetDimension() != 3 or voxels.dtype.kind not in "iu":
         raise UserError(f"{path} is no segmentation: it has {image.GetDimension()} dimensions of {voxels.dtype}")
     layers = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
-    places: dict[str, tuple[tuple[int, int], ...]] = {}
+    places: dict[str, Places] = {}
     for name, place in segments:
         if place[0] >= len(layers):
             raise UserError(f"{path} has no layer {place[0]}, where its segment '{name}' is; save it again")
         places[name] = (*places.get(name, ()), place)
     grid = Volume(layers[0], image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name=str(path))
-    return Labels(_placed(layers, grid, volume), places)
+    return _labels(_placed(layers, grid, volume), places, labelled=places)
 
 
 def _header(path: Path) -> dict[str, str]:

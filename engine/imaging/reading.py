@@ -16,6 +16,7 @@ from engine.imaging.dicom.series import is_dicom, is_scan, pixel_bytes, series_f
 from engine.imaging.headers import check_metaimage, check_nrrd
 from engine.imaging.images import volume_from_image
 from engine.imaging.nifti import check_nifti
+from engine.imaging.pictures import read_plain, upright
 from engine.imaging.volumes.volume import Volume
 from engine.imaging.whole import check_compressed, check_picture
 
@@ -79,7 +80,9 @@ def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
         with archive.unpacked(path) as folder:
             yield [_Unpacked(part) for part in open_folder(folder, series, path)]
     elif image_suffix(path) is not None:
-        frames = _frames(read_image(path), picture=image_suffix(path) in PICTURE_SUFFIXES)
+        picture = image_suffix(path) in PICTURE_SUFFIXES
+        image = upright(read_image(path), path) if picture else read_image(path)
+        frames = _frames(image, picture)
         yield [_Image(image, path) for image in frames]
     elif is_dicom(path):
         yield open_file(path, series)
@@ -153,7 +156,10 @@ def unpacked_bytes(path: Path) -> int:
         reader.ReadImageInformation()
         voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+        plain = _read_plain(path)
+        if plain is None:
+            raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+        return sitk.GetArrayViewFromImage(plain).nbytes
     return math.prod(reader.GetSize()) * voxel.GetNumberOfComponentsPerPixel() * voxel.GetSizeOfPixelComponent()
 
 
@@ -215,7 +221,9 @@ def _read(path: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
-        message = str(error)
+        message, plain = str(error), _read_plain(path)
+        if plain is not None:
+            return plain
         if NOT_ORTHOGONAL in message:
             raise UserError(
                 f"{path} has axes that are not at right angles; resample it to a regular grid"
@@ -225,6 +233,13 @@ def _read(path: Path) -> sitk.Image:
         if "direction" in message.lower() or "determinant" in message.lower():
             raise UserError(f"{path} has a direction matrix that cannot be inverted; mend its header") from error
         raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
+
+
+def _read_plain(path: Path) -> sitk.Image | None:
+    if image_suffix(path) not in PICTURE_SUFFIXES:
+        return None
+    check_picture(path)
+    return read_plain(path)
 
 
 def _frames(image: sitk.Image, picture: bool) -> list[sitk.Image]:

@@ -2,8 +2,11 @@
 
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from engine.training.plan import CROSS_ENTROPY_WEIGHT, DICE_SMOOTHING, DICE_WEIGHT
+
+UNKNOWN = -1  # in a mask, where nobody has labelled
 
 
 class SegmentationLoss(nn.Module):
@@ -18,12 +21,19 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         self.dice_weight, self.cross_entropy_weight = dice_weight, cross_entropy_weight
         self.dice = DiceLoss(smooth_nr=smoothing, smooth_dr=smoothing)
-        self.cross_entropy = nn.BCEWithLogitsLoss()
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Return the mean loss for logits and masks (0 or 1, float), both (samples, side, side)."""
-        dice = self.dice(logits[:, None].sigmoid(), masks[:, None])
-        return self.dice_weight * dice + self.cross_entropy_weight * self.cross_entropy(logits, masks)
+        """Return the mean loss for logits and masks (0, 1, or `UNKNOWN` for pixels that are left out; float), both
+        (samples, side, side)."""
+        return self._sum(logits.sigmoid(), logits, masks)
+
+    def _sum(self, probabilities: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
+        known = (masks != UNKNOWN).to(logits.dtype)
+        masks = masks * known
+        dice = self.dice((probabilities * known)[:, None], masks[:, None])
+        pixels = binary_cross_entropy_with_logits(logits, masks, known, reduction="none")
+        cross_entropy = (pixels.sum((1, 2)) / known.sum((1, 2)).clamp(min=1)).mean()
+        return self.dice_weight * dice + self.cross_entropy_weight * cross_entropy
 
 
 class ReferenceLoss(SegmentationLoss):
@@ -32,8 +42,7 @@ class ReferenceLoss(SegmentationLoss):
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         probabilities = logits.sigmoid()
-        dice = self.dice(probabilities[:, None], masks[:, None])
-        return self.dice_weight * dice + self.cross_entropy_weight * self.cross_entropy(probabilities, masks)
+        return self._sum(probabilities, probabilities, masks)
 
 
 LOSSES: dict[str, type[SegmentationLoss]] = {"logits": SegmentationLoss, "reference": ReferenceLoss}

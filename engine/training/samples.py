@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.data import Annotation, DataSet
+from engine.training.losses import UNKNOWN
 from engine.training.plan import BILINEAR, NEAREST
 
 set_track_meta(False)
 
 CACHE_BYTES = 6 << 30
+SMALLEST_SHARE = 1e-6
 SIDED_WORDS = {"left", "right", "anterior", "posterior"}
 KEYS = ("image", "masks")
 
@@ -36,7 +38,8 @@ class Sample:
         key: of the image; equal for all samples of one.
         image: (3, side, side) float in 0..1; None where it was not wanted.
         prompts: n wordings.
-        masks: (n, side, side) float, 0 or 1; all 0 for an absent prompt.
+        masks: (n, side, side) float: 1 for the structure, 0 beside it, and `UNKNOWN` where nobody has labelled; all
+            0 for an absent prompt.
     """
 
     key: Hashable
@@ -128,7 +131,7 @@ class Sampler:
         if self._augmentation is not None:
             sample = self._augmented(sample, prompts, random)
         image = sample["image"].expand(3, -1, -1).clamp(0, 1)
-        return Sample(annotation.image, image, prompts, (sample["masks"] > 0.5).float())
+        return Sample(annotation.image, image, prompts, sample["masks"].round())
 
     def _prompted_masks(self, annotation: Annotation, random: np.random.Generator) -> list[tuple[str, Tensor]]:
         chosen: list[tuple[str, Tensor]] = []
@@ -173,13 +176,20 @@ class Sampler:
         return self._once(annotation.image, resize).float() / 255
 
     def _mask(self, annotation: Annotation) -> Tensor:
-        """Return the mask (side, side), 0 or 1."""
+        """Return the mask (side, side): 0, 1 or `UNKNOWN`."""
 
         def resize() -> Tensor:
-            mask = torch.from_numpy(np.ascontiguousarray(self._data_set.mask(annotation)))
-            return self._to_square(mask.float()[None], self._mask_resize)[0].round().byte()
+            mask, known = self._data_set.mask(annotation), self._data_set.known(annotation)
+            if known is None:
+                return self._shares(mask).round().to(torch.int8)
+            shares = self._shares(known)  # of what is known of a pixel, more than half has to be the structure
+            resized = (self._shares(mask & known) / shares.clamp(min=SMALLEST_SHARE)).round()
+            return torch.where(shares > 0.5, resized, UNKNOWN).to(torch.int8)
 
         return self._once((annotation.image, annotation.target), resize).float()
+
+    def _shares(self, mask: np.ndarray) -> Tensor:
+        return self._to_square(torch.from_numpy(np.ascontiguousarray(mask)).float()[None], self._mask_resize)[0]
 
     def _to_square(self, channels: Tensor, resize: str = BILINEAR) -> Tensor:
         size = (self.side, self.side)

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine.data import DataSet
+from engine.data import DataSet, check_labelled
 from engine.errors import Cancelled, UserError
 from engine.evaluation.metrics import dice
 from engine.files import make_folder
@@ -29,7 +29,7 @@ from engine.segmentation.transfers import Transfers
 from engine.training.activations import ActivationCache, choose_place
 from engine.training.ahead import ahead
 from engine.training.checkpoints import load_checkpoint, save_checkpoint
-from engine.training.losses import LOSSES
+from engine.training.losses import LOSSES, UNKNOWN
 from engine.training.plan import COSINE, PLAIN, PLATEAU, Plan
 from engine.training.samples import Sample, Sampler, collate
 
@@ -80,8 +80,8 @@ class Trainer:
             them again layer by layer: less memory, more time, the same gradients. For adapters of a CLIPSeg.
 
     Raises:
-        UserError: values of the plan with which nothing can be trained, or a net whose activations cannot be
-            computed again.
+        UserError: values of the plan with which nothing can be trained, nothing labelled, or a net whose
+            activations cannot be computed again.
 
     Attributes:
         model: the base with what is trained on it.
@@ -101,6 +101,7 @@ class Trainer:
         recompute_activations: bool = False,
     ):
         self.plan = plan = plan.resolved()
+        check_labelled(training_set)
         mixed_precision = MIXED_PRECISION[choose_dtype(plan.precision, device)]
         if mixed_precision == "fp16" and device.type == "cpu":
             raise UserError("training in fp16 needs a GPU; add --precision auto")
@@ -209,6 +210,9 @@ class Trainer:
             on_step: called with samples done and in all of an epoch; raise `Cancelled` in it to stop, and
                 the run can go on from its checkpoint.
             on_epoch: called with an epoch's figures; if it is the best one, keep the adapter.
+
+        Raises:
+            UserError: an epoch without a finite loss, or after which the weights are no numbers.
         """
         standing = self._standing
         try:
@@ -228,7 +232,7 @@ class Trainer:
     def _run_epoch(self, on_step: Callable[[int, int], None], on_epoch: Callable[[Epoch], None]) -> None:
         standing, started = self._standing, time.time()
         self._step_through(on_step)
-        training_loss = float(np.mean(standing.losses))
+        training_loss = self._training_loss()
         loss, score = self._validate() if self._validation else (float("nan"), float("nan"))
         if self.plan.schedule == COSINE:
             self._scheduler.step()
@@ -249,6 +253,17 @@ class Trainer:
         standing.epoch, standing.step, standing.losses = standing.epoch + 1, 0, []
         self._save()
         on_epoch(epoch)
+
+    def _training_loss(self) -> float:
+        """Return the mean of the epoch's losses that are finite: those of fp16 that were not are no steps."""
+        losses = [loss for loss in self._standing.losses if math.isfinite(loss)]
+        if not losses or not all(weight.isfinite().all() for weight in self._parameters.values()):
+            raise UserError(
+                f"the training failed in epoch {self._standing.epoch}: {len(losses)} of its "
+                f"{len(self._standing.losses)} losses are finite; choose a smaller --learning-rate, or --precision "
+                "fp32, and see what --check says of the data"
+            )
+        return float(np.mean(losses))
 
     def _step_through(self, on_step: Callable[[int, int], None]) -> None:
         self.model.train()
@@ -334,10 +349,12 @@ class Trainer:
             chosen = own[start : start + self.plan.batch_size]
             batch = [self._validation.draw(p, seed, self._is_wanted) for p in chosen]
             loss, logits = self._forward(self.model, batch)  # processes differ in count, so none may wait here
-            truths = torch.cat([sample.masks for sample in batch]).to(logits.device) > 0
+            masks = torch.cat([sample.masks for sample in batch]).to(logits.device)
+            truths, known = masks > 0, masks != UNKNOWN
+            results = (logits > 0) & known
             scores = [
                 dice(int((result & truth).sum()), int(result.sum()), int(truth.sum()))
-                for result, truth in zip(logits > 0, truths, strict=True)
+                for result, truth in zip(results, truths, strict=True)
             ]
             sums += torch.tensor([loss.item() * len(batch), sum(scores), len(batch)], device=sums.device)
         losses, scores, count = self.accelerator.reduce(sums, "sum").tolist()

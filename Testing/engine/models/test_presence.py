@@ -101,6 +101,8 @@ def test_what_the_labels_call_absent_is_asked_for_and_not_its_denial(with_normal
     )
     without_cube.CopyInformation(image)
     sitk.WriteImage(without_cube, labels)
+    description = json.loads((volumes / "dataset.json").read_text()) | {"labelled": ["cube"]}
+    (volumes / "dataset.json").write_text(json.dumps(description))
     (case,) = open_data_set(volumes, "val").cases()
     assert [(q.prompt, q.structure, q.mask.any()) for q in absent(case)] == [("cube", "cube", False)]
 
