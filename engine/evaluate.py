@@ -11,7 +11,7 @@ from engine.tables import RULE
 from engine.training.plan import RANDOM, Plan
 from engine.training.protocols import settings
 
-PROMPTS = ("p1", "random", "all")
+PROMPTS = ("p1", "random", "all", "variants")
 
 
 def main() -> None:
@@ -19,6 +19,8 @@ def main() -> None:
     options.adapters = options.compare or [options.adapter]
     if len({Path(name).name for name in options.adapters}) < len(options.adapters):
         raise UserError("two of the adapters have the same name; give each a name of its own")
+    if len({folder.resolve().name for folder in options.data}) < len(options.data):
+        raise UserError("two of the data sets have the same name; give their folders names of their own")
     _follow(options)
     from engine.commands import evaluate  # takes seconds: PyTorch and more
 
@@ -37,7 +39,13 @@ def _follow(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=called("evaluate"), description=f"{__doc__} {RULE}")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with anns/, dataset.json or .seg.nrrd files")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folder with anns/, Train_Folder/, dataset.json or .seg.nrrd files; several come into one table",
+    )
     add("--split", choices=SPLITS, default="test")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-a", "--adapter", help=f"name or folder; '{BASE_ALONE}' for the base alone")
@@ -48,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         nargs="+",
         choices=PROMPTS,
-        help="plain class prompt, a random one, all wordings (default: p1)",
+        help="plain class prompt, a random one, all wordings, or the data set's other sheets (default: p1)",
     )
     add(
         "--wrong-prompt",

@@ -50,13 +50,26 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=called("train"), description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with anns/train.json, dataset.json or .seg.nrrd files")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with anns/train.json, Train_Folder/, dataset.json or .seg.nrrd",
+    )
     add("-o", "--output", type=Path, help="folder of the new adapter; its name is the adapter's")
     add("--check", action="store_true", help="read the whole data set and report on it, without training")
     add("--base", help="name or folder of the base (default: mini, or the protocol's for the method)")
     overlap = parser.add_mutually_exclusive_group()
     overlap.add_argument("--drop-overlap", action="store_true", help="leave what splits share out of the later one")
     overlap.add_argument("--keep-overlap", action="store_true", help="take splits that share images as they are")
+    add(
+        "--fraction",
+        type=int,
+        choices=range(1, 101),
+        metavar="PERCENT",
+        help="take so many percent of the images for training and validation: those that the data set lists for it "
+        "(Train_text_10.xlsx), or spread evenly",
+    )
     add("--subset", type=whole_number, help="take so many images of each split, spread evenly: a rehearsal")
     add("--config", type=Path, help="YAML file with hyper-parameters; flags go before it")
     add("--seeds", type=int, nargs="+", help="train once with each, and report mean and spread")

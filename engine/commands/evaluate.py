@@ -28,6 +28,7 @@ from engine.evaluation.measuring import (
     plain,
     prompt_checks,
     random,
+    variants,
     wrong,
     wrong_prompts,
 )
@@ -42,22 +43,35 @@ COLUMNS = ("adapter", "prompts", "structure", *FIGURES, "cases")
 
 
 def run(options: argparse.Namespace) -> None:
-    names = options.adapters
     check_folder(options.output)
-    left_out, remarks = _overlap(options)
-    data_set = open_data_set(options.data, options.split, left_out=left_out).masks_above(options.mask_above)
+    summaries = {}
+    for data in options.data:
+        folder = options.output / data.resolve().name if len(options.data) > 1 else options.output
+        summaries[data.resolve().name] = _measure(options, data, folder)
+    if len(summaries) > 1:
+        text = _table_of_sets(summaries)
+        write_text(options.output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
+        Console().print(Markdown(text))
+    print(f"wrote {options.output}")
+
+
+def _measure(options: argparse.Namespace, data: Path, output: Path) -> dict:
+    """Measure all adapters on one data set; return the summary that is written beside scores and pictures."""
+    names = options.adapters
+    left_out, remarks = _overlap(options, data)
+    data_set = open_data_set(data, options.split, left_out=left_out).masks_above(options.mask_above)
     rules = Rules(options.presence, options.grid)
     if not data_set.case_count:
-        raise UserError(f"{options.data} has no case in its split '{options.split}'")
+        raise UserError(f"{data} has no case in its split '{options.split}'")
     scores = {}
     for name in names:
         segmenter = Segmenter(None if name == BASE_ALONE else name, options.base, options.device, options.precision)
-        folder = options.output / Path(name).name if len(names) > 1 else options.output
+        folder = output / Path(name).name if len(names) > 1 else output
         make_folder(folder)
         with progress_bar(name, data_set.case_count) as update:
             scores[name] = evaluate(segmenter, data_set, _asks(options, data_set), update, options.plane, rules)
         if not scores[name]:
-            raise UserError(f"{options.data} has nothing labelled in its split '{options.split}'")
+            raise UserError(f"{data} has nothing labelled in its split '{options.split}'")
         write_csv(folder / "scores.csv", scores[name])
         _draw_cases(folder / "cases.png", segmenter, data_set, scores[name], options.plane)
     remarks += _cut_prompts(segmenter, scores[names[0]])
@@ -67,21 +81,33 @@ def run(options: argparse.Namespace) -> None:
     rows = {name: _rows(scores[name], scores[names[0]]) for name in names}
     checks = {name: prompt_checks(scores[name]) for name in names}
     text = "\n\n".join([f"## {title}", *remarks, _table(rows), _checks_for_people(checks)]).strip()
-    write_text(options.output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
+    write_text(output / "summary.md", f"{text}\n\n{INTERVALS} {RULE}\n")
     summary = {
         "data": title,
         "rule": f"{INTERVALS} {RULE}",
         "remarks": remarks,
         "adapters": {name: {"prompts": rows[name], "prompt_checks": checks[name]} for name in names},
     }
-    write_text(options.output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(output / "summary.json", json.dumps(summary, indent=1) + "\n")
     Console().print(Markdown(text))
-    print(f"wrote {options.output}")
+    return summary
 
 
-def _overlap(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+def _table_of_sets(summaries: dict[str, dict]) -> str:
+    """Return the figures over all structures, a row for each data set, adapter and kind of prompt."""
+    lines = []
+    for data_set, summary in summaries.items():
+        for name, measured in summary["adapters"].items():
+            for kind, rows in measured["prompts"].items():
+                row = rows.get(ALL) or next(iter(rows.values()))
+                figures = [with_interval(row, *figure) for figure in FIGURES.values()]
+                lines.append([data_set, name, kind, *figures, str(row["cases"])])
+    return markdown_table(("data set", "adapter", "prompts", *FIGURES, "cases"), lines)
+
+
+def _overlap(options: argparse.Namespace, data: Path) -> tuple[list[Path], list[str]]:
     """Return the images that are to be left out, and what is to be said of those that the splits share."""
-    overlaps = shared_with_earlier(options.data, options.split)
+    overlaps = shared_with_earlier(data, options.split)
     if not overlaps:
         return [], []
     if options.drop_overlap:
@@ -99,7 +125,7 @@ def _cut_prompts(segmenter: Segmenter, scores: Sequence[Score]) -> list[str]:
 
 
 def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
-    known = {"p1": plain, "random": random(options.seed), "all": every}
+    known = {"p1": plain, "random": random(options.seed), "all": every, "variants": variants}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
     return [*asks, absent, wrong(options.wrong_prompt or wrong_prompts(data_set), options.seed)]
 

@@ -21,10 +21,12 @@ from engine.data import (
     shared_images,
     shows_anything,
     unnamed_values,
+    usual_prompts,
     wordings,
 )
 from engine.data.check_report import MOST_PROBLEMS, markdown, write_report
 from engine.data.checking import check
+from engine.data.described import images_of_fraction
 from engine.data.splits import overlap_warning, spread_evenly
 from engine.errors import Cancelled, UserError
 from engine.evaluation.card_figures import calibrate_adapter, measure_adapter, measure_by
@@ -75,13 +77,21 @@ def _open_sets(
     shared = {split: found for split, found in shared_images(sets).items() if found} if options.keep_overlap else {}
     for split, overlaps in shared.items():
         print(f"warning: {overlap_warning(split, overlaps)}")
-    if options.subset:
+    if options.subset or options.fraction:
         for split, data_set in sets.items():
-            kept = spread_evenly(list(data_set.paths.values()), options.subset)
+            kept = _kept(options, split, list(data_set.paths.values()))
             whole = open_data_set(options.data, split, planes, plan.channels)
             left_out = set(whole.paths.values()).difference(kept)
             sets[split] = open_data_set(options.data, split, planes, plan.channels, left_out)
     return sets, {split: len(overlaps) for split, overlaps in shared.items()}
+
+
+def _kept(options: argparse.Namespace, split: str, paths: list[Path]) -> list[Path]:
+    """Return the images of a split that are wanted; a fraction is of those for training and validation."""
+    if options.fraction and split != "test":
+        listed = images_of_fraction(options.data, split, options.fraction)
+        paths = listed or spread_evenly(paths, -(-len(paths) * options.fraction // 100))
+    return spread_evenly(paths, options.subset) if options.subset else paths
 
 
 def _check(options: argparse.Namespace, planes: tuple[str, ...], channels: str) -> None:
@@ -115,7 +125,7 @@ def _train_one(
     check_bundle_folder(output, options.overwrite or options.resume)
     folder = output / "run"
     masks_above = {split: data_set.masks_above(plan.mask_above) for split, data_set in sets.items()}
-    prompts = sorted({a.plain_prompt for a in sets["train"].annotations})
+    prompts = usual_prompts(sets["train"])
     others = absent_from(wordings(sets["train"]), OTHER_STRUCTURES)
     validation_set = masks_above["val"] if shows_anything(sets["val"]) else None
     device = choose_device(options.device)

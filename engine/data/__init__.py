@@ -12,6 +12,7 @@ from engine.data.annotations import (
     check_labelled,
     shows_anything,
     unnamed_values,
+    usual_prompts,
     wordings,
 )
 from engine.data.splits import is_data_set, open_data_set, open_splits, shared_images
@@ -28,5 +29,6 @@ __all__ = [
     "shared_images",
     "shows_anything",
     "unnamed_values",
+    "usual_prompts",
     "wordings",
 ]

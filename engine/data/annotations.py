@@ -13,6 +13,7 @@ from engine.errors import UserError
 from engine.imaging.volumes.volume import Volume
 
 MOST_VALUES = 8  # in a message
+MOST_PROMPTS = 50  # on a card
 VALIDATION_SHARE = 0.1  # of the training volumes, where a folder names none for validation
 
 Prompts = tuple[tuple[str, ...], ...]
@@ -28,6 +29,8 @@ class Annotation:
         target: what `mask()` of the data set takes.
         prompts: each entry holds equivalent wordings; the first entry is the plain class prompt.
         present: whether the mask has a voxel; None where it is not known before reading.
+        label: what the structure is called in figures, where that is not the plain class prompt.
+        variants: kind -> another wording, which is for measuring alone.
     """
 
     case: str
@@ -35,10 +38,16 @@ class Annotation:
     target: Hashable
     prompts: Prompts
     present: bool | None = None
+    label: str = ""
+    variants: tuple[tuple[str, str], ...] = ()
 
     @property
     def plain_prompt(self) -> str:
         return self.prompts[0][0]
+
+    @property
+    def structure(self) -> str:
+        return self.label or self.plain_prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +59,23 @@ class Truth:
         path: the file that holds the mask.
         read: gives the mask.
         known: (z, y, x) bool, where the labels say whether the structure is there; None for everywhere.
+        label, variants: as in `Annotation`.
     """
 
     prompts: Prompts
     path: Path
     read: Callable[[], np.ndarray]
     known: np.ndarray | None = None
+    label: str = ""
+    variants: tuple[tuple[str, str], ...] = ()
 
     @property
     def plain_prompt(self) -> str:
         return self.prompts[0][0]
+
+    @property
+    def structure(self) -> str:
+        return self.label or self.plain_prompt
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -197,3 +213,9 @@ def unnamed_values(unnamed: dict[str, dict[int, int]]) -> str:
 def wordings(data_set: DataSet) -> set[str]:
     """Return every prompt of a data set."""
     return {wording for a in data_set.annotations for words in a.prompts for wording in words}
+
+
+def usual_prompts(data_set: DataSet) -> list[str]:
+    """Return the plain class prompts in order; where each image has a description of its own, the most frequent."""
+    counts = Counter(annotation.plain_prompt for annotation in data_set.annotations)
+    return sorted(prompt for prompt, _ in counts.most_common(MOST_PROMPTS))

@@ -222,7 +222,7 @@ def _mask(split: str, case: Case, truth: Truth, planes: Sequence[str], odd: floa
     wordings = tuple(dict.fromkeys(chain(*truth.prompts)))
     slices = _slices(mask, case.volume, planes) if mask.any() else 0
     voxels = int(mask.sum())
-    return Mask(split, case.name, truth.plain_prompt, wordings, voxels, voxels / mask.size, slices, odd)
+    return Mask(split, case.name, truth.structure, wordings, voxels, voxels / mask.size, slices, odd)
 
 
 def _slices(mask: np.ndarray, volume: Volume, planes: Sequence[str]) -> int:
@@ -279,5 +279,5 @@ def read_masks(
     sets = {split: open_data_set(folder, split, planes, channels) for split in {mask.split for mask in masks}}
     for mask in masks:
         case = sets[mask.split].case(mask.case)
-        truth = next(truth for truth in case.truths if truth.plain_prompt == mask.structure)
+        truth = next(truth for truth in case.truths if truth.structure == mask.structure)
         yield mask, case.volume, truth.mask

@@ -1,6 +1,7 @@
-"""Pictures with masks in the MedVLSM layout: `images/`, `masks/` and `anns/{split}.json`."""
+"""Pictures with masks, and the MedVLSM layout of them: `images/`, `masks/` and `anns/{split}.json`."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -16,24 +17,43 @@ from engine.imaging.volumes.intensity import intensity_range, to_unit
 from engine.imaging.volumes.volume import Volume
 
 
-class PictureSet(DataSet):
-    """The pictures of one split. A row may name its "patient", who then must not be in two splits.
+def is_layout(folder: Path) -> bool:
+    return (folder / "anns").is_dir()
+
+
+def open_pictures(folder: Path, split: str, left_out: frozenset[Path] = frozenset()) -> "PictureSet":
+    """Open a split in the layout of MedVLSM. A row may name its "patient", who then must not be in two splits.
 
     Where `images` and `masks` are parted into `train` and `test`, as those of CAMUS are, names may recur in both.
+
+    Raises:
+        UserError: the file of the split is missing or not valid.
+    """
+    images, masks = (_part(folder / name, split) for name in ("images", "masks"))
+    path = folder / "anns" / f"{split}.json"
+    try:
+        rows = [row for row in read_json(path) if path_inside(images, row["img_name"]) not in left_out]
+        annotations = list(map(_annotation, rows))
+        patients = {row["img_name"]: str(row["patient"]) for row in rows if "patient" in row}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} has a row without a name, a mask or a prompt ({error}); mend it") from error
+    return PictureSet(folder.name, images, masks, annotations, patients)
+
+
+class PictureSet(DataSet):
+    """The pictures of one split.
+
+    Args:
+        images, masks: the folders of the files that annotations name as their `case` and their `target`.
     """
 
-    def __init__(self, folder: Path, split: str, left_out: frozenset[Path]):
-        self.name = folder.name
-        images, self._masks = (_part(folder / name, split) for name in ("images", "masks"))
+    def __init__(
+        self, name: str, images: Path, masks: Path, annotations: Sequence[Annotation], patients: dict[str, str]
+    ):
+        self.name, self._masks, self.patients = name, masks, patients
         self._mask_above = HALF
         self._sizes: dict[str, tuple[int, int]] = {}
-        path = folder / "anns" / f"{split}.json"
-        try:
-            rows = [row for row in read_json(path) if path_inside(images, row["img_name"]) not in left_out]
-            self.annotations = sorted(map(_annotation, rows), key=lambda annotation: annotation.case)
-            self.patients = {row["img_name"]: str(row["patient"]) for row in rows if "patient" in row}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} has a row without a name, a mask or a prompt ({error}); mend it") from error
+        self.annotations = sorted(annotations, key=lambda annotation: annotation.case)
         self._by_case: dict[str, list[Annotation]] = defaultdict(list)
         for annotation in self.annotations:
             self._by_case[annotation.case].append(annotation)
@@ -64,8 +84,12 @@ class PictureSet(DataSet):
 
     def case(self, name: str) -> Case:
         volume = self._volume(name)
-        truths = [Truth(a.prompts, self._mask_path(a), partial(self._whole_mask, a)) for a in self._by_case[name]]
-        return Case(name, volume, truths)
+        return Case(name, volume, [self._truth(annotation) for annotation in self._by_case[name]])
+
+    def _truth(self, annotation: Annotation) -> Truth:
+        read = partial(self._whole_mask, annotation)
+        named = {"label": annotation.label, "variants": annotation.variants}
+        return Truth(annotation.prompts, self._mask_path(annotation), read, **named)
 
     def _whole_mask(self, annotation: Annotation) -> np.ndarray:
         return self.mask(annotation)[None]

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.choices import SPLITS
-from engine.data import decathlon, pairs
+from engine.data import decathlon, described, pairs, pictures
 from engine.data.annotations import DataSet
 from engine.data.descriptions import read_wordings
-from engine.data.pictures import PictureSet
 from engine.data.volumes import VolumeSet
 from engine.errors import UserError
 from engine.files import sha256_of
 from engine.imaging.volumes.planes import SLICE
+
+PICTURES = ((pictures.is_layout, pictures.open_pictures), (described.is_layout, described.open_described))
 
 
 def open_data_set(
@@ -26,8 +27,9 @@ def open_data_set(
     """Open a folder in any of the layouts; volumes are read when they are asked for.
 
     Args:
-        folder: holds `anns/{train,val,test}.json` (MedVLSM), `dataset.json` (Decathlon, nnU-Net), or volumes with
-            segmentations of 3D Slicer (`NAME.seg.nrrd`) beside them.
+        folder: holds `anns/{train,val,test}.json` (MedVLSM), `Train_Folder/` and its like (LViT, MedCLIPSeg),
+            `dataset.json` (Decathlon, nnU-Net), or volumes with segmentations of 3D Slicer (`NAME.seg.nrrd`) beside
+            them.
         split: train, val or test.
         planes: the planes in which volumes are sliced; pictures ignore it.
         channels: "slice", or "2.5d" for each slice of a volume with its neighbours.
@@ -37,18 +39,19 @@ def open_data_set(
         UserError: the folder is in none of the layouts, or a file that describes it is missing or not valid.
     """
     left_out = frozenset(left_out)
-    if (folder / "anns").is_dir():
-        if channels != SLICE:
+    for is_layout, open_layout in PICTURES:
+        if is_layout(folder) and channels != SLICE:
             raise UserError(f"{folder} holds pictures, which have no neighbouring slices; use --channels {SLICE}")
-        return PictureSet(folder, split, left_out)
+        if is_layout(folder):
+            return open_layout(folder, split, left_out)
     if (folder / decathlon.DESCRIPTION).is_file():
         studies, labels = decathlon.find_studies(folder, split)
     elif pairs.is_layout(folder):
         studies, labels = pairs.find_studies(folder, split)
     else:
         raise UserError(
-            f"{folder} holds neither anns/train.json (pictures) nor dataset.json (volumes) nor .seg.nrrd files "
-            "beside volumes"
+            f"{folder} holds neither anns/train.json nor Train_Folder (pictures), nor dataset.json nor .seg.nrrd "
+            "files beside volumes"
         )
     wanted = [study for study in studies if study.image not in left_out]
     return VolumeSet(folder.name, wanted, read_wordings(folder, labels), planes, channels)
@@ -56,7 +59,8 @@ def open_data_set(
 
 def is_data_set(folder: Path) -> bool:
     """Return whether a folder is in any of the layouts."""
-    return (folder / "anns").is_dir() or (folder / decathlon.DESCRIPTION).is_file() or pairs.is_layout(folder)
+    layouts = (*(is_layout for is_layout, _ in PICTURES), pairs.is_layout)
+    return (folder / decathlon.DESCRIPTION).is_file() or any(is_layout(folder) for is_layout in layouts)
 
 
 def open_splits(

@@ -29,8 +29,8 @@ class Question:
     """A prompt for a case, and the mask that it is measured by.
 
     Attributes:
-        kind: plain, random, every, wrong or absent (see the functions of these names).
-        structure: the plain class prompt of what the mask shows.
+        kind: plain, random, every, wrong, absent (see the functions of these names), or that of a variant.
+        structure: what the mask shows, mostly its plain class prompt.
         mask: (z, y, x) bool.
         known: where it is measured, likewise; None for everywhere.
     """
@@ -56,6 +56,13 @@ def every(case: Case) -> Iterator[Question]:
     for truth in case.truths:
         for wording in dict.fromkeys(chain(*truth.prompts)):
             yield _question_of(truth, "every", wording)
+
+
+def variants(case: Case) -> Iterator[Question]:
+    """Ask for each structure by the other wordings that the data set has for measuring, each a kind of its own."""
+    for truth in case.truths:
+        for kind, wording in truth.variants:
+            yield _question_of(truth, kind, wording)
 
 
 def random(seed: int) -> Ask:
@@ -110,7 +117,7 @@ def wrong_prompts(data_set: DataSet) -> list[str]:
 
 
 def _question_of(truth: Truth, kind: str, prompt: str) -> Question:
-    return Question(kind, truth.plain_prompt, prompt, truth.mask, truth.known)
+    return Question(kind, truth.structure, prompt, truth.mask, truth.known)
 
 
 def _words(prompt: str) -> set[str]:

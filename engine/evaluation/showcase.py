@@ -55,7 +55,7 @@ class Section:
 def exhibit(segmenter: Segmenter, data_set: DataSet, score: Score, title: str, plane: str | None = None) -> Exhibit:
     """Return the case of a score with the reference, and what is found again for its prompt in these planes."""
     case = data_set.case(score.case)
-    truth = next(truth.mask for truth in case.truths if truth.plain_prompt == score.structure)
+    truth = next(truth.mask for truth in case.truths if truth.structure == score.structure)
     segmenter.set_volume(case.volume, plane)
     return compared(title, case.volume, truth, segmenter.segment(score.prompt, cut=True).mask())
 
