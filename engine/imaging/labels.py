@@ -8,10 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from engine.errors import UserError
-from engine.imaging.reading import read_image, read_volume
+from engine.imaging.reading import read_raster, read_volume
 from engine.imaging.volumes.volume import Volume
 
 GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
@@ -47,7 +46,7 @@ def read_label_map(path: Path, values: dict[str, Sequence[int]], volume: Volume)
         UserError: the file is missing, damaged or no label map, or on another grid.
     """
     labels = read_volume(path)
-    if labels.is_rgb or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
+    if labels.is_rgb or labels.no_numbers or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
         raise UserError(f"{path} is no label map: it holds colours or broken numbers")
     if labels.shape != volume.shape:
         raise UserError(
@@ -87,17 +86,18 @@ def read_segmentation(path: Path, volume: Volume) -> Labels:
     representation = fields.get("Segmentation_MasterRepresentation", BINARY)
     if representation != BINARY:
         raise UserError(f"{path} holds a '{representation}'; save it from Slicer as binary label map")
-    image = read_image(path)
-    voxels = sitk.GetArrayFromImage(image)
-    if image.GetDimension() != 3 or voxels.dtype.kind not in "iu":
-        raise UserError(f"{path} is no segmentation: it has {image.GetDimension()} dimensions of {voxels.dtype}")
-    layers = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    raster = read_raster(path)
+    frames, kind = len(raster.voxels), raster.voxels.dtype
+    if raster.flat or frames > 1 or kind.kind not in "iu":
+        what = "is flat" if raster.flat else f"has {frames} frames" if frames > 1 else f"holds numbers of {kind}"
+        raise UserError(f"{path} is no segmentation: it {what}")
+    layers = np.moveaxis(raster.voxels[0], -1, 0)
     places: dict[str, tuple[tuple[int, int], ...]] = {}
     for name, place in segments:
         if place[0] >= len(layers):
             raise UserError(f"{path} has no layer {place[0]}, where its segment '{name}' is; save it again")
         places[name] = (*places.get(name, ()), place)
-    grid = Volume(layers[0], image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name=str(path))
+    grid = Volume(layers[0], **raster.geometry, name=str(path))
     return Labels(_placed(layers, grid, volume), places)
 
 
