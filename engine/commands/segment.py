@@ -162,6 +162,8 @@ def _print_report(report: dict) -> None:
         result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
         table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
     Console().print(table)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
 
 

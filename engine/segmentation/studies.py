@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,7 +157,7 @@ def _report(
             "presence": round(result.presence, 4),
             "threshold": result.threshold,
             "voxels": int(mask.sum()),
-            "volume_ml": round(float(mask.sum() * volume.voxel_volume_ml), 4),
+            "volume_ml": float(f"{mask.sum() * volume.voxel_volume_ml:.6g}"),
             "seconds": round(elapsed, 3),
         }
         for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
@@ -168,6 +169,7 @@ def _report(
             "spacing_mm": list(volume.spacing_mm),
         },
         "results": rows,
+        "warnings": list(dict.fromkeys(chain.from_iterable(map(segmenter.warnings, request.prompts)))),
         "made_by": _made_by(segmenter, request, source),
         "planes": list(segmenter.planes),
         "intensity_range": list(segmenter.intensity_range),

@@ -49,6 +49,5 @@ def test_a_study_is_let_go_of_before_the_next(tmp_path, tiny_base):
     for number in range(2):
         scan = write_scan(tmp_path / f"{number}.nrrd", (4, 32, 32), number)
         study = Study(str(number), scan, Outputs(tmp_path / f"{number}.seg.nrrd"))
-        seen = []
-        work_on(segmenter, study, Order(Request(("brain",))), lambda *_: seen.append(len(segmenter.cache)))
-        assert max(seen) == 1 and len(segmenter.cache) == 0 and segmenter.volume is None
+        work_on(segmenter, study, Order(Request(("brain",))))
+        assert len(segmenter.cache) == 0 and segmenter.volume is None
