@@ -266,13 +266,14 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _picture(path: Path) -> Raster:
-    """Read a picture; where 0 is white in it, it is turned round, so that bright is bright."""
+    """Read a picture; grey of which 0 is white is turned round, so that bright is bright, as SimpleITK does for what
+    it reads as colours."""
     raster = raster_of(_read(path), colours=True)
     try:
         with Image.open(path) as picture:
             turned = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     except (OSError, ValueError):
         return raster  # a kind that Pillow does not know
-    if turned and raster.voxels.dtype.kind == "u":
+    if turned and raster.voxels.dtype.kind == "u" and raster.voxels.shape[-1] == 1:
         return replace(raster, voxels=np.iinfo(raster.voxels.dtype).max - raster.voxels)
     return raster
