@@ -153,12 +153,12 @@ def _niftis(paths: Sequence[Path]) -> Callable:
         content = path.read_bytes()
         if path.suffix == ".hdr":
             shutil.copy(path.with_suffix(".img"), folder)
-        if random.random() < 0.1:
-            content = gzip.compress(content) + random.bytes(int(random.integers(20)))
         if path.name.endswith(".gz") and random.random() < 0.6:  # inside
             content = gzip.compress(_nifti_changed(random, gzip.decompress(content)), 1)
         else:
             content = _nifti_changed(random, content)
+        if random.random() < 0.1:
+            content = gzip.compress(content) + random.bytes(int(random.integers(20)))
         (folder / path.name).write_bytes(content)
 
     return make

@@ -266,8 +266,7 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _picture(path: Path) -> Raster:
-    """Read a picture; grey of which 0 is white is turned round, so that bright is bright, as SimpleITK does for what
-    it reads as colours."""
+    """Read a picture; grey whose 0 is white is turned round, so that bright is bright, as in colours it is."""
     raster = raster_of(_read(path), colours=True)
     try:
         with Image.open(path) as picture:
