@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import UserError
+from engine.imaging.headers import LARGEST
 from engine.imaging.raster import Raster, are_colours
 from engine.imaging.volumes.volume import is_degenerate
 from engine.imaging.whole import Content
@@ -102,7 +103,9 @@ def read_nifti(path: Path) -> Raster:
     voxels = voxels.astype(header.dtype, copy=False)
     if header.is_scaled:
         slope, offset = header.scaling
-        voxels = voxels.astype(header.final) * header.final.type(slope) + header.final.type(offset)
+        voxels = voxels.astype(header.final)
+        voxels *= slope
+        voxels += offset
     voxels, colours = _arranged(header, voxels)
     return Raster(voxels, *grid, colours=colours)
 
@@ -224,7 +227,7 @@ def _by_sform(header: _Header) -> tuple[np.ndarray, np.ndarray] | None:
     if header.codes[1] <= 0 or (header.codes[0] > 0 and not header.sform.any()):
         return None
     matrix, origin = RAS_TO_LPS @ header.sform[:, :3], RAS_TO_LPS @ header.sform[:, 3]
-    if not np.isfinite(origin).all() or is_degenerate(matrix):
+    if not (np.abs(header.sform) < LARGEST).all() or is_degenerate(matrix):
         raise UserError(f"{header.path} has a direction matrix (sform) that cannot be inverted; mend its header")
     return matrix, origin
 
@@ -233,7 +236,7 @@ def _by_qform(header: _Header, spacing: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Return the same of the qform: a quaternion, whose first number is left out, and the origin."""
     if header.codes[0] <= 0:
         return None
-    if not np.isfinite(header.qform).all():
+    if not (np.abs(header.qform) < LARGEST).all():
         raise UserError(f"{header.path} has a place (qform) that is no number; mend its header")
     b, c, d, *origin = header.qform
     square = 1 - b * b - c * c - d * d
@@ -254,7 +257,7 @@ def _spacing(header: _Header) -> np.ndarray:
     """Return the spacing (x, y, z) in the header's unit, 1 along axes that do not count."""
     counted = min(header.axes, SPACE)
     spacing = np.abs(header.spacing[1 : counted + 1])
-    if not np.isfinite(spacing).all() or 0 in spacing:
+    if not ((spacing < LARGEST) & (spacing > 1 / LARGEST)).all():
         words = " × ".join(f"{value:g}" for value in spacing)
         raise UserError(
             f"{header.path} has a spacing of {words} mm; every spacing must be above zero, mend its header"

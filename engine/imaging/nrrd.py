@@ -35,7 +35,7 @@ LEAST = {"raw": 1, "gz": 1, "gzip": 1, "hex": 2}  # bytes of a file, once it is 
 RAW, GZIP, HEX = ("raw",), ("gz", "gzip"), ("hex",)
 NUMBERS = ("space directions", "space origin", "measurement frame", "spacings", "thicknesses")
 NO_NUMBER = ("none", "nan")  # for an axis that is none in space
-SIDE_BY_SIDE = "list"
+SIDE_BY_SIDE, MATRIX = "list", "matrix"
 LIST = "LIST"
 
 
@@ -82,6 +82,10 @@ def read_header(path: Path) -> Header:
     axes = whole_numbers(path, "dimension", fields.get("dimension", ""), 1)[0]
     if axes not in DIMENSIONS:
         raise UserError(f"{path} has {axes} dimensions; an image has {DIMENSIONS[0]} to {DIMENSIONS[-1]}")
+    if MATRIX in fields.get("kinds", "").lower():
+        raise UserError(
+            f"{path} holds a matrix a voxel ({fields['kinds']}); only numbers and colours can be segmented"
+        )
     for name in NUMBERS:
         words = re.findall(r"[^\s(),]+", fields.get(name, ""))
         check_numbers(path, name, [word for word in words if word.lower() not in NO_NUMBER])

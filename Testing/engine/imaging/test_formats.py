@@ -461,6 +461,18 @@ def test_images_side_by_side_in_nrrd_are_frames_and_no_colours(tmp_path):
     assert np.array_equal(read_volume(colours).voxels, array)
 
 
+def test_matrices_are_refused_in_words(tmp_path):
+    head = {
+        "type": "float",
+        "dimension": "4",
+        "sizes": "6 7 6 5",
+        "kinds": "3D-symmetric-matrix domain domain domain",
+    }
+    head |= {"space directions": "none (1,0,0) (0,1,0) (0,0,1)"}
+    with pytest.raises(UserError, match="holds a matrix a voxel"):
+        read_volume(nrrd(tmp_path / "a.nrrd", bytes(4 * 6 * 210), **head))
+
+
 # Pictures
 
 
