@@ -83,9 +83,8 @@ def read_header(path: Path) -> Header:
     if axes not in DIMENSIONS:
         raise UserError(f"{path} has {axes} dimensions; an image has {DIMENSIONS[0]} to {DIMENSIONS[-1]}")
     if MATRIX in fields.get("kinds", "").lower():
-        raise UserError(
-            f"{path} holds a matrix a voxel ({fields['kinds']}); only numbers and colours can be segmented"
-        )
+        kinds = fields["kinds"]
+        raise UserError(f"{path} holds a matrix a voxel ({kinds}); only numbers and colours can be segmented")
     for name in NUMBERS:
         words = re.findall(r"[^\s(),]+", fields.get(name, ""))
         check_numbers(path, name, [word for word in words if word.lower() not in NO_NUMBER])

@@ -103,6 +103,14 @@ def test_every_rotation_lies_where_nibabel_and_simpleitk_put_it(tmp_path_factory
         np.testing.assert_allclose(places_mm(volume), theirs, rtol=1e-5, atol=1e-5 * size)
 
 
+@pytest.mark.parametrize("axes", [np.eye(3)[[1, 0, 2]] * (1, 1, -1), np.diag([-1, -1, 1]), np.diag([1, -1, -1])])
+def test_half_turns_are_exact_although_single_precision_rounds_their_quaternions(tmp_path, axes):
+    place = np.eye(4)
+    place[:3, :3] = axes
+    volume = read_volume(nifti(tmp_path / "a.nii", place=place, sform=0))
+    np.testing.assert_allclose(volume.direction_matrix, TO_LPS[:3, :3] @ axes, atol=1e-7)
+
+
 @pytest.mark.parametrize(("unit", "unit_mm"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
 def test_units_of_nifti_become_millimetres(tmp_path, unit, unit_mm):
     image = nib.Nifti1Image(NUMBERS, PLACE)
@@ -466,9 +474,9 @@ def test_matrices_are_refused_in_words(tmp_path):
         "type": "float",
         "dimension": "4",
         "sizes": "6 7 6 5",
-        "kinds": "3D-symmetric-matrix domain domain domain",
+        "space directions": "none (1,0,0) (0,1,0) (0,0,1)",
     }
-    head |= {"space directions": "none (1,0,0) (0,1,0) (0,0,1)"}
+    head["kinds"] = "3D-symmetric-matrix domain domain domain"
     with pytest.raises(UserError, match="holds a matrix a voxel"):
         read_volume(nrrd(tmp_path / "a.nrrd", bytes(4 * 6 * 210), **head))
 
