@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
-from PIL import Image
 
 from engine.errors import UserError
 from engine.imaging import metaimage, nifti, nrrd
@@ -21,7 +20,7 @@ from engine.imaging.headers import split_header
 from engine.imaging.images import raster_of
 from engine.imaging.raster import Raster
 from engine.imaging.volumes.volume import Volume
-from engine.imaging.whole import check_picture
+from engine.imaging.whole import check_picture, opened_picture
 
 HALVES = (nifti.HEADER_SUFFIX, *nifti.VOXEL_SUFFIXES)  # a file of these belongs to another
 NIFTI, NRRD, METAIMAGE = (".nii.gz", ".nii", *HALVES), (".nrrd", ".nhdr"), (".mha", ".mhd")
@@ -269,9 +268,9 @@ def _picture(path: Path) -> Raster:
     """Read a picture; grey whose 0 is white is turned round, so that bright is bright, as in colours it is."""
     raster = raster_of(_read(path), colours=True)
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path) as picture:
             turned = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    except (OSError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return raster  # a kind that Pillow does not know
     if turned and raster.voxels.dtype.kind == "u" and raster.voxels.shape[-1] == 1:
         return replace(raster, voxels=np.iinfo(raster.voxels.dtype).max - raster.voxels)

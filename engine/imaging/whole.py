@@ -1,9 +1,11 @@
 """Proof that all voxels of a file are there: libraries fill up what is cut off, or leave what memory held."""
 
 import math
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ GZIP_MARK = b"\x1f\x8b"
 GZIP, GZIP_OR_ZLIB = 31, 47  # as zlib names them
 MOST_PIXELS_A_BYTE = 9000  # 8320 is what deflate can make of one byte at 1 bit each
 SMALL_PICTURE = 16 << 20  # pixels
+# Of TIFF and BigTIFF: where the first page's place stands; the form of a count, an entry's bytes, the form of a place.
+TIFFS = {42: (4, "H", 12, "I"), 43: (8, "Q", 20, "Q")}
 
 
 class Content:
@@ -131,21 +135,62 @@ def cut_off(path: Path) -> UserError:
 
 def check_picture(path: Path) -> None:
     """Refuse a picture whose end is missing, which SimpleITK would fill up, or that promises more than it holds."""
+    _check_pages(path)
     most = MOST_PIXELS_A_BYTE * path.stat().st_size + SMALL_PICTURE
     try:
-        with warnings.catch_warnings(), Bounded(path) as file, Image.open(file) as picture:
-            warnings.simplefilter("ignore")  # what matters of them is an error here
-            if math.prod(picture.size) * len(picture.getbands()) > most:
-                raise UserError(
-                    f"{path} promises {' × '.join(map(str, picture.size))} pixels, which it cannot hold"
-                )
-            picture.load()
+        with opened_picture(path) as picture:
+            for page in range(getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1):
+                picture.seek(page)
+                if math.prod(picture.size) * len(picture.getbands()) > most:
+                    raise UserError(
+                        f"{path} promises {' × '.join(map(str, picture.size))} pixels, which it cannot hold"
+                    )
+                picture.load()
     except Image.UnidentifiedImageError:
         return  # a kind that Pillow does not know; SimpleITK may
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has too many pixels for a picture; cut out what matters") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); get it again") from error
+
+
+@contextmanager
+def opened_picture(path: Path) -> Iterator[Image.Image]:
+    """Yield a picture of which nothing is decoded yet.
+
+    Raises:
+        OSError, SyntaxError, ValueError, EOFError: it is damaged, or of a kind that Pillow does not know.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matters of them is an error here
+        with Bounded(path) as file, Image.open(file) as picture:
+            yield picture
+
+
+def _check_pages(path: Path) -> None:
+    """Refuse a TIFF whose pages, each of which names the next one's place, do not come to their end: libraries read
+    those that are there."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        kind = TIFFS.get(int.from_bytes(head[2:4], "little" if order == "<" else "big"))
+        if order is None or kind is None:
+            return
+        place, count, entry_bytes, following = kind
+
+        def number(form: str) -> int:
+            return struct.unpack(order + form, file.read(struct.calcsize(form)))[0]
+
+        try:
+            file.seek(place)
+            page, seen = number(following), set()
+            while page and page not in seen:
+                seen.add(page)
+                file.seek(page)
+                file.seek(page + struct.calcsize(count) + number(count) * entry_bytes)
+                page = number(following)
+        except (struct.error, OSError, OverflowError):
+            raise UserError(f"{path} ends before its last page; it is damaged, get it again") from None
 
 
 def _unpacked(path: Path, start: int, kind: int) -> Iterator[bytes]:

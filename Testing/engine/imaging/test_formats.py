@@ -484,6 +484,23 @@ def test_matrices_are_refused_in_words(tmp_path):
 # Pictures
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_last_pages_lack_is_refused_without_a_word_of_a_library(tmp_path, packed, dtype, capfd):
+    array = np.random.default_rng(0).integers(0, 255, (4, 30, 20)).astype(dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / "a.tif", packed)
+    pages = [Image.fromarray(page) for page in array]
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
+    for name in ("a", "b"):
+        content = (tmp_path / f"{name}.tif").read_bytes()
+        assert np.array_equal(read_volume(tmp_path / f"{name}.tif").voxels, array)
+        for share in (0.99, 0.8, 0.5, 0.2):
+            (tmp_path / "cut.tif").write_bytes(content[: int(share * len(content))])
+            with pytest.raises(UserError, match=r"cut\.tif"):
+                read_volume(tmp_path / "cut.tif")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
 def test_bright_is_bright_where_white_is_zero(tmp_path, dtype):
     fields = TiffImagePlugin.ImageFileDirectory_v2()
