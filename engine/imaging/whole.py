@@ -21,7 +21,7 @@ GZIP_MARK = b"\x1f\x8b"
 GZIP, GZIP_OR_ZLIB = 31, 47  # as zlib names them
 MOST_PIXELS_A_BYTE = 9000  # 8320 is what deflate can make of one byte at 1 bit each
 SMALL_PICTURE = 16 << 20  # pixels
-# Of TIFF and BigTIFF: where the first page's place stands; the form of a count, an entry's bytes, the form of a place.
+# Of TIFF and BigTIFF: where the first page's place stands, the form of a count, an entry's bytes, a place's form.
 TIFFS = {42: (4, "H", 12, "I"), 43: (8, "Q", 20, "Q")}
 
 
