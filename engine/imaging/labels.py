@@ -11,10 +11,9 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.imaging.reading import read_raster, read_volume
-from engine.imaging.volumes.volume import Volume
+from engine.imaging.volumes.volume import Volume, corners_mm
 
 GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
-LABEL_MAP_TOLERANCE_MM = 1e-3
 LONGEST_LINE = 10 << 20  # bytes
 BINARY = "Binary labelmap"
 
@@ -53,8 +52,8 @@ def read_label_map(path: Path, values: dict[str, Sequence[int]], volume: Volume)
             f"{path} is not on the grid of {volume.name}: it has {_size(labels)} voxels and the volume "
             f"{_size(volume)}"
         )
-    grids = [(*v.spacing_mm, *v.origin_mm, *v.direction) for v in (labels, volume)]
-    if not np.allclose(*grids, atol=LABEL_MAP_TOLERANCE_MM):
+    apart_mm = np.abs(corners_mm(volume.shape, labels) - corners_mm(volume.shape, volume)).max()
+    if apart_mm > GRID_TOLERANCE * min(volume.spacing_mm):
         raise UserError(f"{path} is not on the grid of {volume.name}; resample it, or its masks would be misplaced")
     lowest, highest = labels.voxels.min(), labels.voxels.max()
     kind = np.promote_types(np.min_scalar_type(int(lowest)), np.min_scalar_type(int(highest)))

@@ -2,7 +2,6 @@
 
 import gzip
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from engine.imaging.formats import DICOM_SUFFIX, PICTURE_SUFFIXES, SEGMENTATION_
 from engine.imaging.images import image_from_volume, raster_of
 from engine.imaging.raster import Raster
 from engine.imaging.volumes.segments import Segment
-from engine.imaging.volumes.volume import Volume
+from engine.imaging.volumes.volume import Volume, corners_mm
 
 GRID_TOLERANCE = 1e-3  # of a voxel, beside the rounding of single precision
 TERMINOLOGY_TAG = "TerminologyEntry"
@@ -115,11 +114,7 @@ def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) 
 
 def _displacement_mm(written: Raster, volume: Volume) -> float:
     """Return how far the corners of two grids of one size lie apart, less the rounding of single precision."""
-    corners = np.array(list(product(*((0, size - 1) for size in volume.shape[::-1]))), float).T
-    places = [
-        (np.reshape(v.direction, (3, 3)) * v.spacing_mm) @ corners + np.reshape(v.origin_mm, (3, 1))
-        for v in (written, volume)
-    ]
+    places = [corners_mm(volume.shape, grid) for grid in (written, volume)]
     rounding = np.finfo(np.float32).eps * np.abs(places[1]).max()
     return float(np.abs(places[0] - places[1]).max() - 4 * rounding)
 

@@ -271,6 +271,20 @@ def test_numbers_that_are_not_real_are_refused_by_their_type(tmp_path, code, bit
         read_volume(patched(nifti(tmp_path / "a.nii"), (70, "2h", (code, bits))))
 
 
+@pytest.mark.parametrize("size", [8e-4, 1.0, 1e3])
+def test_label_maps_may_lie_a_hundredth_of_a_voxel_away_whatever_its_size(tmp_path, size):
+    volume = Volume(NUMBERS.T, (size, size, 2 * size))
+    for away, fits in ((0.004, True), (0.02, False), (1, False)):
+        moved = Volume((NUMBERS.T > 500).astype(np.uint8), (size, size, 2 * size), (0, away * size, 0))
+        write_volume(tmp_path / "labels.nrrd", moved)
+        if fits:
+            labels = read_label_map(tmp_path / "labels.nrrd", {"ball": (1,)}, volume)
+            assert np.array_equal(labels.mask("ball"), NUMBERS.T > 500)
+        else:
+            with pytest.raises(UserError, match="not on the grid"):
+                read_label_map(tmp_path / "labels.nrrd", {"ball": (1,)}, volume)
+
+
 def test_a_label_map_with_nan_is_none(tmp_path):
     volume = Volume(NUMBERS.T)
     array = NUMBERS.astype(np.float32)

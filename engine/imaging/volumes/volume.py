@@ -1,6 +1,8 @@
 """A volume: voxels with their place in the patient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,18 @@ def check_geometry(name: str, spacing_mm: Any, origin_mm: Any, direction: Any) -
         raise UserError(f"{name} has its origin at {_numbers(origin_mm)}; it must be finite")
     if is_degenerate(np.reshape(direction, (3, 3))):
         raise UserError(f"{name} has a direction matrix that cannot be inverted: {_numbers(direction)}")
+
+
+def corners_mm(shape: Sequence[int], grid: Any) -> np.ndarray:
+    """Return where the corner voxels of a grid are: (3, 8) in LPS.
+
+    Args:
+        shape: sizes along z, y, x.
+        grid: has `spacing_mm`, `origin_mm` and `direction`, as a `Volume`.
+    """
+    indices = np.array(list(product(*((0, size - 1) for size in shape[::-1]))), float).T
+    matrix = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
+    return matrix @ indices + np.reshape(grid.origin_mm, (3, 1))
 
 
 def is_degenerate(matrix: np.ndarray) -> bool:
