@@ -60,7 +60,7 @@ class _Worker:
             self._process.start()
         other_end.close()
         try:
-            kind, *words = self._connection.recv()
+            kind, *words = self._receive()
         except EOFError:
             words = f"the process that segments ended while it loaded the models ({self._last_word()})"
             raise UserError(f"{words}; close other programs, as it may need more memory") from None
@@ -77,13 +77,13 @@ class _Worker:
     def segment(self, study: Study, order: Order, told: dict[int, Callable]) -> End:
         """Have a study segmented; `told` is called with what messages hold, by their kinds."""
         try:
-            self._connection.send((study, order))
+            self._send(study, order)
             while True:
-                kind, *content = self._connection.recv()
+                kind, *content = self._receive()
                 if kind == END:
                     return content[0]
                 told[kind](*content)
-        except (EOFError, ConnectionError):
+        except EOFError:
             words = f"ended the process that worked on it ({self._last_word()})"
             reason = f"{study.path} {words}; it may be damaged, or need more memory than there is"
             return End(study.name, "failed", reason)
@@ -95,6 +95,14 @@ class _Worker:
         if self.is_alive:
             self._process.kill()
             self._process.join()
+
+    def _send(self, *message: object) -> None:
+        with _gone_as_end():
+            self._connection.send(message)
+
+    def _receive(self) -> tuple:
+        with _gone_as_end():
+            return self._connection.recv()
 
     def _last_word(self) -> str:
         self._process.join()
@@ -134,6 +142,15 @@ def _work(connection: Connection, settings: Settings) -> None:
 def _end_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
+
+
+@contextmanager
+def _gone_as_end() -> Iterator[None]:
+    """Raise EOFError where the process at the other end is gone, also in the middle of a message."""
+    try:
+        yield
+    except OSError as error:
+        raise EOFError from error
 
 
 @contextmanager
