@@ -1,6 +1,7 @@
 """Prompts: from what a person typed to the tokens of a base."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAXIMUM_TOKENS = 77
+KNOWN_SCRIPTS = ("LATIN", "GREEK")  # Greek letters stand in English terms
+KNOWN_LETTERS, SHORT_WORD = 3, 3  # a word that was learned has a token of so many; shorter words are let be
 OTHER_STRUCTURES = (  # asked for where they are not, in training and in tests
     "liver",
     "left ventricle",
@@ -63,14 +66,33 @@ def check_lengths(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) 
     """
     for prompt in too_long(tokenizer, prompts):
         raise UserError(
-            f"the prompt '{prompt[:40]}…' has {len(tokenizer(prompt).input_ids)} tokens and the base reads at most "
+            f"the prompt '{prompt[:40]}…' has {_length(tokenizer, prompt)} tokens and the base reads at most "
             f"{MAXIMUM_TOKENS}; shorten it"
         )
 
 
 def too_long(tokenizer: "PreTrainedTokenizerBase", prompts: Iterable[str]) -> list[str]:
     """Return the prompts of which a base reads the first 77 tokens alone."""
-    return [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > MAXIMUM_TOKENS]
+    return [prompt for prompt in prompts if _length(tokenizer, prompt) > MAXIMUM_TOKENS]
+
+
+def _length(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
+    return len(tokenizer(prompt, verbose=False).input_ids)  # which would warn in its own words
+
+
+def unknown_words(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[str]:
+    """Return the words of a prompt that a base cannot have learned: those of other scripts, as all bases learned
+    English, and those that its tokenizer takes apart into single letters, or nearly."""
+
+    def is_known(word: str) -> bool:
+        if not all(unicodedata.name(letter, "").startswith(KNOWN_SCRIPTS) for letter in word):
+            return False
+        tokens = tokenizer(word, add_special_tokens=False, verbose=False).input_ids
+        longest = max((len(tokenizer.decode([token]).strip()) for token in tokens), default=0)
+        return len(word) <= SHORT_WORD or longest >= KNOWN_LETTERS
+
+    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", prompt))
+    return [word for word in dict.fromkeys(words) if not is_known(word)]
 
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> "Tensor":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -43,6 +44,7 @@ from fuzzing.mutations import mutate_bytes, mutate_json, mutate_text
 
 SHAPE = (4, 12, 14)
 LARGEST_SEED = 20_000  # bytes of a real file that is changed
+VOXELS_ALONE = (".raw", ".zraw", ".img")  # files that others name
 Random = np.random.Generator
 
 
@@ -71,8 +73,13 @@ def all_kinds(seeds: Path, target: Path) -> dict[str, Kind]:
     sets = _data_sets(seeds / "sets", volume)
     return {
         "dicom": Kind(_dicom(seeds / "dicom"), _read_all),
-        "nifti": Kind(_niftis(_written(seeds, volume, (".nii", ".nii.gz"))), _read_all),
-        "nrrd, mha": Kind(_headers(_written(seeds, volume, (".nrrd", ".mha", ".nhdr", ".mhd"))), _read_all),
+        "nifti": Kind(
+            _niftis([*_written(seeds, volume, (".nii", ".nii.gz")), *_odd_niftis(seeds, volume)]), _read_all
+        ),
+        "nrrd, mha": Kind(
+            _headers([*_written(seeds, volume, (".nrrd", ".mha", ".nhdr", ".mhd")), *_in_parts(seeds, volume)]),
+            _read_all,
+        ),
         "seg.nrrd": Kind(_headers(_segmentations(seeds, volume)), lambda f: _read_segmentation(f, volume)),
         "picture": Kind(_pictures_changed(pictures), _read_all),
         "mask": Kind(_pictures_changed(pictures), _read_mask),
@@ -89,7 +96,7 @@ def _volume() -> Volume:
 
 def _read_all(folder: Path) -> None:
     """Read the one file of a folder, or the folder of DICOM slices."""
-    files = sorted(path for path in folder.iterdir() if path.suffix not in (".raw", ".zraw"))
+    files = sorted(path for path in folder.iterdir() if path.suffix not in VOXELS_ALONE)
     for volume in read_frames(files[0] if len(files) == 1 else folder):
         intensity_range(volume)
 
@@ -113,14 +120,52 @@ def _written(seeds: Path, volume: Volume, suffixes: Sequence[str]) -> list[Path]
     return paths
 
 
+def _odd_niftis(seeds: Path, volume: Volume) -> list[Path]:
+    """Return a vector with a scale, a NIfTI-2, and a header beside its voxels."""
+    paths = [
+        seeds / f"{name}-nifti" / f"scan{suffix}"
+        for name, suffix in zip("abc", (".nii", ".nii", ".hdr"), strict=True)
+    ]
+    for path in paths:
+        path.parent.mkdir()
+    vector = nib.Nifti1Image(np.stack([volume.voxels.T] * 3, -1)[:, :, :, None], np.eye(4))
+    vector.header["intent_code"] = 1007
+    vector.header.set_slope_inter(2, 5)
+    for image, path in zip((vector, nib.Nifti2Image(volume.voxels.T, np.eye(4))), paths, strict=False):
+        nib.save(image, path)
+    nib.save(nib.Nifti1Pair(volume.voxels.T, np.eye(4)), paths[2])
+    return paths
+
+
+def _in_parts(seeds: Path, volume: Volume) -> list[Path]:
+    """Return headers that name a file for each slice."""
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 14 12 4\nendian: little\nencoding: raw\ndata file: "
+    meta = "NDims = 3\nDimSize = 14 12 4\nElementType = MET_SHORT\nElementDataFile = "
+    names = [f"s{number}.raw" for number in range(len(volume.voxels))]
+    listed = "".join(f"{name}\n" for name in names)
+    texts = {"scan.nhdr": head + "s%d.raw 0 3 1\n", "list.nhdr": f"{head}LIST\n{listed}"}
+    texts |= {"scan.mhd": f"{meta}s%d.raw 0 3 1\n", "list.mhd": f"{meta}LIST\n{listed}"}
+    for name, text in texts.items():
+        folder = seeds / f"in-parts-{name}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        for file, plane in zip(names, volume.voxels, strict=True):
+            (folder / file).write_bytes(plane.tobytes())
+    return [seeds / f"in-parts-{name}" / name for name in texts]
+
+
 def _niftis(paths: Sequence[Path]) -> Callable:
     def make(random: Random, folder: Path) -> None:
         path = paths[random.integers(len(paths))]
         content = path.read_bytes()
+        if path.suffix == ".hdr":
+            shutil.copy(path.with_suffix(".img"), folder)
         if path.name.endswith(".gz") and random.random() < 0.6:  # inside
             content = gzip.compress(_nifti_changed(random, gzip.decompress(content)), 1)
         else:
             content = _nifti_changed(random, content)
+        if random.random() < 0.1:
+            content = gzip.compress(content) + random.bytes(int(random.integers(20)))
         (folder / path.name).write_bytes(content)
 
     return make

@@ -175,6 +175,15 @@ def test_what_is_not_found_is_said_and_makes_an_empty_segment(logic, volume):
     assert not mask_of(node, finding.segment_id, volume).any()
 
 
+def test_voxels_that_are_no_numbers_and_words_that_nobody_learned_are_said(logic, scene):
+    voxels = np.random.default_rng(0).normal(100, 30, SHAPE).astype(np.float32)
+    voxels[2, 3, 4:9] = np.nan
+    logic.segment(add_volume(voxels), "brain; мозг", "head")
+    brain, foreign, *careful = logic.status.splitlines()
+    assert brain.startswith("brain: ") and foreign.startswith("мозг: ") and len(careful) == 2
+    assert careful[0].startswith("Careful: 5 voxels") and "does not know 'мозг'" in careful[1]
+
+
 def test_a_threshold_that_nothing_reaches_is_said(logic, volume):
     node = logic.segment(volume, "brain", "head", threshold=0.99)
     assert not mask_of(node, ids_by_name(node)["brain"], volume).any()

@@ -132,7 +132,7 @@ class Actions:
                 if segments:
                     self._scene.load_segments(segments, scan)
                 self._show_scans()
-                self.say(f"{scan.node.GetName()} is open")
+                self.say("\n".join([f"{scan.node.GetName()} is open", *(f"Careful: {w}" for w in volume.warnings)]))
         except (UserError, OSError, MemoryError) as error:
             with self._state:
                 self._unclear, self._state.unclear = path, isinstance(error, files.Unclear)

@@ -14,8 +14,7 @@ from VLSMSegmenterLib.shared.volumes import grid_of
 from engine.errors import UserError
 from engine.files import scratch_folder
 from engine.imaging.dicom import archive
-from engine.imaging.headers import names_other_files
-from engine.imaging.reading import read_volume
+from engine.imaging.reading import names_other_files, read_volume
 from engine.imaging.volumes.segments import Algorithm, Segment
 from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import write_segments

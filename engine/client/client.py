@@ -66,6 +66,7 @@ class Result:
         base, base_sha256: the base that was used, and the hash of its weights.
         adapter_sha256: hash of the adapter's weights; nothing where none was used.
         seconds: what the server took for it; for the first prompt with loading the model and encoding the volume.
+        warnings: what people must know of the volume and of the prompt, in words; an older server has none.
     """
 
     prompt: str
@@ -78,6 +79,7 @@ class Result:
     base_sha256: str
     adapter_sha256: str
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """Return the voxels (z, y, x) bool whose probability reaches the threshold, rounded to a 256th: exactly the
@@ -234,7 +236,9 @@ class Client:
         if rest:
             raise UserError(self._gone("it stopped in the middle of a result"))
         keys = ("prompt", "presence", "found", "threshold", "base", "base_sha256", "adapter_sha256", "seconds")
-        return Result(probability=probability, voxel_volume_ml=volume.voxel_volume_ml, **{k: row[k] for k in keys})
+        warnings = tuple(row.get("warnings", ()))
+        kept = {key: row[key] for key in keys}
+        return Result(probability=probability, voxel_volume_ml=volume.voxel_volume_ml, warnings=warnings, **kept)
 
     def _holds(self, path: str) -> bool:
         with self._request("GET", path, accept=(200, 404)) as answer:

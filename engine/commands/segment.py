@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,15 +22,13 @@ from engine.segmentation.batch import (
     Settings,
     Study,
     end_of,
-    let_go,
     named_studies,
     segmentations_of,
-    to_do,
+    work_on,
 )
 from engine.segmentation.cluster import segment_on_cluster
 from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
-from engine.segmentation.segmenter import Segmenter
-from engine.segmentation.studies import segment_study
+from engine.segmentation.worker import segment_one_by_one
 
 SUMMARY = "summary.csv"  # in an output folder: how each study ended
 
@@ -58,9 +56,11 @@ def _segment_one(options: argparse.Namespace, request: Request, inputs: list[Pat
     )
     if options.frame != ALL_FRAMES and not options.resume:
         check_outputs(request, outputs, options.overwrite, inputs)
-    _segment_study(
-        _settings(options).new_segmenter(), Study(stem, inputs[0], outputs), _order(options, request, inputs)
-    )
+    study, order, shown = Study(stem, inputs[0], outputs), _order(options, request, inputs), _Shown()
+    with closing(shown):
+        work_on(_settings(options).new_segmenter(), study, order, shown.progress, shown.report)
+    shown.say_if_nothing()
+    _store(study, order)
 
 
 def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Path]) -> None:
@@ -75,7 +75,7 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     if options.cluster:
         ends = _on_cluster(options, studies, order)
     else:
-        ends = _one_after_another(_settings(options).new_segmenter(), studies, order)
+        ends = _one_after_another(_settings(options), studies, order)
     make_folder(summary.parent)
     write_csv(summary, ends)
     failed = sum(end.state == "failed" for end in ends)
@@ -83,13 +83,18 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
         raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
 
 
-def _one_after_another(segmenter: Segmenter, studies: list[Study], order: Order) -> list[End]:
-    ends = []
-    for number, study in enumerate(studies, start=1):
-        print(f"{number} / {len(studies)} {study.name}")
-        ends.append(end_of(study, lambda study=study: _segment_study(segmenter, study, order)))
-        if ends[-1].reason:
-            print(f"failed: {ends[-1].reason}", file=sys.stderr)
+def _one_after_another(settings: Settings, studies: list[Study], order: Order) -> list[End]:
+    ends, shown = [], _Shown()
+    with closing(shown):
+        for end in segment_one_by_one(settings, studies, order, shown.begin, shown.progress, shown.report):
+            shown.close()
+            if not end.reason:
+                shown.say_if_nothing()
+                study = studies[len(ends)]
+                end = end_of(study, lambda study=study: _store(study, order))
+            if end.reason:
+                print(f"failed: {end.reason}", file=sys.stderr)
+            ends.append(end)
     return ends
 
 
@@ -114,26 +119,35 @@ def _on_cluster(options: argparse.Namespace, studies: list[Study], order: Order)
     return ends
 
 
-def _segment_study(segmenter: Segmenter, study: Study, order: Order) -> None:
-    """Segment one study, or each frame of it, and show how far it is and what was found."""
-    source = order.source_of(study)
-    frames = to_do(segmenter, study, order, source)
-    if not frames:
-        print("done before")
-    for volume, outputs in frames:
-        with progress_bar("encoding", 1) as update:
-            report = segment_study(
-                segmenter,
-                volume,
-                order.request,
-                outputs,
-                lambda step, done, total: update(done, description=step, total=total),
-                source,
-            )
-        let_go(segmenter)
+class _Shown:
+    """Shows how far a study is, and what was found in it."""
+
+    def __init__(self):
+        self._bar, self._update, self._reports = ExitStack(), None, 0
+
+    def begin(self, number: int, count: int, study: Study) -> None:
+        self._reports = 0
+        print(f"{number} / {count} {study.name}")
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        if self._update is None:
+            self._update = self._bar.enter_context(progress_bar(step, total))
+        self._update(done, description=step, total=total)
+
+    def report(self, report: dict, path: Path) -> None:
+        self.close()
+        self._reports += 1
         _print_report(report)
-        print(f"wrote {outputs.segments}")
-    _store(study, order)
+        print(f"wrote {path}")
+
+    def close(self) -> None:
+        """Take away the bar."""
+        self._bar.close()
+        self._update = None
+
+    def say_if_nothing(self) -> None:
+        if not self._reports:
+            print("done before")
 
 
 def _store(study: Study, order: Order) -> None:
@@ -149,6 +163,8 @@ def _print_report(report: dict) -> None:
         result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
         table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
     Console().print(table)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
 
 

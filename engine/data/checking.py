@@ -213,6 +213,7 @@ def _read(report: Report, split: str, data_set: DataSet, name: str, planes: Sequ
             with _noting(report, split, name):
                 odd = odd_share(truth.path) if flat else 0.0
                 report.masks.append(_mask(split, case, truth, planes, odd))
+        report.remarks += [f"{name}: {warning}" for warning in volume.warnings]
         check_channels(volume, channels)
         intensity_range(volume)
 

@@ -1,21 +1,30 @@
-"""Between volumes and SimpleITK's images."""
+"""From SimpleITK's images, and from volumes to them."""
 
-from typing import Any
-
+import numpy as np
 import SimpleITK as sitk
 
+from engine.imaging.raster import Raster, are_colours
 from engine.imaging.volumes.volume import Volume
 
 
-def volume_from_image(image: sitk.Image, **attributes: Any) -> Volume:
-    """Return the volume of a 2-D or 3-D image of SimpleITK; `attributes` are further ones of `Volume`."""
-    voxels = sitk.GetArrayFromImage(image)
-    if image.GetDimension() == 3:
-        geometry = (image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-        return Volume(voxels, *geometry, **attributes)
-    (a, b, c, d), spacing, origin = image.GetDirection(), image.GetSpacing(), image.GetOrigin()
-    direction = (a, b, 0.0, c, d, 0.0, 0.0, 0.0, 1.0)
-    return Volume(voxels[None], (*spacing, 1.0), (*origin, 0.0), direction, flat=True, **attributes)
+def raster_of(image: sitk.Image, colours: bool | None = None) -> Raster:
+    """Return what an image of SimpleITK of any dimension holds.
+
+    Args:
+        colours: whether its components are colours; as their number and type tell when None.
+    """
+    axes, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    voxels = sitk.GetArrayFromImage(image).reshape(-1, *(*image.GetSize(), 1)[:3][::-1], components)
+    direction, given = np.eye(3), np.reshape(image.GetDirection(), (axes, axes))[:3, :3]
+    direction[: len(given), : len(given)] = given
+    return Raster(
+        voxels,
+        spacing_mm=(*image.GetSpacing(), 1.0)[:3],
+        origin_mm=(*image.GetOrigin(), 0.0)[:3],
+        direction=tuple(direction.ravel().tolist()),
+        flat=axes < len(direction),
+        colours=are_colours(voxels.dtype, components) if colours is None else colours,
+    )
 
 
 def image_from_volume(volume: Volume) -> sitk.Image:

@@ -9,15 +9,13 @@ from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from engine.errors import UserError
 from engine.imaging.pictures import read_indices
-from engine.imaging.reading import PICTURE_SUFFIXES, image_suffix, read_image, read_volume
-from engine.imaging.volumes.volume import Volume
+from engine.imaging.reading import PICTURE_SUFFIXES, image_suffix, read_raster, read_volume
+from engine.imaging.volumes.volume import Volume, corners_mm
 
 GRID_TOLERANCE = 0.01  # of a voxel; headers round far less
-LABEL_MAP_TOLERANCE_MM = 1e-3
 LONGEST_LINE = 10 << 20  # bytes
 BINARY = "Binary labelmap"
 IGNORE = "ignore"  # nnU-Net's name for what nobody has labelled
@@ -73,15 +71,15 @@ def read_label_map(
         UserError: the file is missing, damaged or no label map, or on another grid.
     """
     labels = _read_numbers(path)
-    if labels.is_rgb or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
+    if labels.is_rgb or labels.no_numbers or not np.array_equal(labels.voxels, np.trunc(labels.voxels)):
         raise UserError(f"{path} is no label map: it holds colours or broken numbers")
     if labels.shape != volume.shape:
         raise UserError(
             f"{path} is not on the grid of {volume.name}: it has {_size(labels)} voxels and the volume "
             f"{_size(volume)}"
         )
-    grids = [(*v.spacing_mm, *v.origin_mm, *v.direction) for v in (labels, volume)]
-    if not (labels.flat and volume.flat) and not np.allclose(*grids, atol=LABEL_MAP_TOLERANCE_MM):
+    apart_mm = np.abs(corners_mm(volume.shape, labels) - corners_mm(volume.shape, volume)).max()
+    if not (labels.flat and volume.flat) and apart_mm > GRID_TOLERANCE * min(volume.spacing_mm):
         raise UserError(f"{path} is not on the grid of {volume.name}; resample it, or its masks would be misplaced")
     lowest, highest = labels.voxels.min(), labels.voxels.max()
     kind = np.promote_types(np.min_scalar_type(int(lowest)), np.min_scalar_type(int(highest)))
@@ -152,17 +150,18 @@ def read_segmentation(path: Path, volume: Volume) -> Labels:
     representation = fields.get("Segmentation_MasterRepresentation", BINARY)
     if representation != BINARY:
         raise UserError(f"{path} holds a '{representation}'; save it from Slicer as binary label map")
-    image = read_image(path)
-    voxels = sitk.GetArrayFromImage(image)
-    if image.GetDimension() != 3 or voxels.dtype.kind not in "iu":
-        raise UserError(f"{path} is no segmentation: it has {image.GetDimension()} dimensions of {voxels.dtype}")
-    layers = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    raster = read_raster(path)
+    frames, kind = len(raster.voxels), raster.voxels.dtype
+    if raster.flat or frames > 1 or kind.kind not in "iu":
+        what = "is flat" if raster.flat else f"has {frames} frames" if frames > 1 else f"holds numbers of {kind}"
+        raise UserError(f"{path} is no segmentation: it {what}")
+    layers = np.moveaxis(raster.voxels[0], -1, 0)
     places: dict[str, Places] = {}
     for name, place in segments:
         if place[0] >= len(layers):
             raise UserError(f"{path} has no layer {place[0]}, where its segment '{name}' is; save it again")
         places[name] = (*places.get(name, ()), place)
-    grid = Volume(layers[0], image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name=str(path))
+    grid = Volume(layers[0], **raster.geometry, name=str(path))
     return _labels(_placed(layers, grid, volume), places, labelled=places)
 
 

@@ -1,28 +1,34 @@
 """Read any image file or DICOM series as volumes."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import SimpleITK as sitk
 
 from engine.errors import UserError
+from engine.imaging import metaimage, nifti, nrrd
 from engine.imaging.dicom import archive
 from engine.imaging.dicom.reading import open_file, open_folder
 from engine.imaging.dicom.series import is_dicom, is_scan, pixel_bytes, series_folders
-from engine.imaging.headers import check_metaimage, check_nrrd
-from engine.imaging.images import volume_from_image
-from engine.imaging.nifti import check_nifti
+from engine.imaging.headers import split_header
+from engine.imaging.images import raster_of
 from engine.imaging.pictures import read_plain, upright
+from engine.imaging.raster import Raster
 from engine.imaging.volumes.volume import Volume
-from engine.imaging.whole import check_compressed, check_picture
+from engine.imaging.whole import check_picture, opened_picture
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+HALVES = (nifti.HEADER_SUFFIX, *nifti.VOXEL_SUFFIXES)  # a file of these belongs to another
+NIFTI, NRRD, METAIMAGE = (".nii.gz", ".nii", *HALVES), (".nrrd", ".nhdr"), (".mha", ".mhd")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", nifti.HEADER_SUFFIX, *NRRD, *METAIMAGE)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a field of TIFF, and what it may say
 MOST_LISTED = 20  # frames that a message names
 NOT_ORTHOGONAL = "orthonormal"  # in ITK's message for a sheared or degenerate grid
 
@@ -80,24 +86,25 @@ def _opened(path: Path, series: str | None) -> Iterator[Sequence[Frame]]:
         with archive.unpacked(path) as folder:
             yield [_Unpacked(part) for part in open_folder(folder, series, path)]
     elif image_suffix(path) is not None:
-        picture = image_suffix(path) in PICTURE_SUFFIXES
-        image = upright(read_image(path), path) if picture else read_image(path)
-        frames = _frames(image, picture)
-        yield [_Image(image, path) for image in frames]
+        raster = read_raster(path)
+        yield [_Frame(voxels, raster, path) for voxels in raster.frames(str(path))]
     elif is_dicom(path):
         yield open_file(path, series)
+    elif path.name.lower().endswith(HALVES):
+        raise UserError(f"{path} is one of two files that belong together, .hdr and .img; put the other beside it")
     else:
         raise UserError(f"{path} is no image that can be read; there are DICOM, {', '.join(IMAGE_SUFFIXES)}")
 
 
 @dataclass(frozen=True)
-class _Image:
-    image: sitk.Image
+class _Frame:
+    voxels: np.ndarray
+    raster: Raster
     path: Path
     title: str = ""
 
     def read(self, resample: bool) -> Volume:
-        return volume_from_image(_colours(self.image, self.path), name=self.path.name)
+        return Volume(self.voxels, **self.raster.geometry, name=self.path.name)
 
 
 @dataclass(frozen=True)
@@ -121,22 +128,25 @@ def _listed(frames: Sequence[Frame]) -> str:
     return f" ({'; '.join(titles[:MOST_LISTED] + more)})" if titles else ""
 
 
-def read_image(path: Path) -> sitk.Image:
-    """Read a file of one of `IMAGE_SUFFIXES` as SimpleITK has it, once it is proved to be whole.
+def read_raster(path: Path) -> Raster:
+    """Read a file of one of `IMAGE_SUFFIXES`, all of whose voxels are there.
 
     Raises:
         UserError: the file is missing or damaged, or contradicts itself.
     """
     _check_there(path)
     _check_name(path)
-    _check_header(path)
-    if image_suffix(path) in (".nii", ".nii.gz"):
-        check_nifti(path)
-    elif image_suffix(path) in (".nrrd", ".mha"):
-        check_compressed(path, unpacked_bytes(path))
-    elif image_suffix(path) in PICTURE_SUFFIXES:
-        check_picture(path)
-    return _read(path)
+    suffix = image_suffix(path)
+    if suffix in NIFTI:
+        return nifti.read_nifti(path)
+    if suffix in METAIMAGE:
+        return metaimage.read_metaimage(path)
+    if suffix in NRRD:
+        header = nrrd.read_header(path)
+        nrrd.check_voxels(header)
+        return raster_of(_read(path), colours=False if header.is_list else None)
+    check_picture(path)
+    return _picture(path)
 
 
 def unpacked_bytes(path: Path) -> int:
@@ -146,9 +156,15 @@ def unpacked_bytes(path: Path) -> int:
         UserError: the header cannot be read.
     """
     _check_name(path)
-    if image_suffix(path) is None:
+    suffix = image_suffix(path)
+    if suffix is None:
         return pixel_bytes(path)
-    _check_header(path)
+    if suffix in NIFTI:
+        return nifti.unpacked_bytes(path)
+    if suffix in METAIMAGE:
+        return metaimage.unpacked_bytes(path)
+    if suffix in NRRD:
+        nrrd.read_header(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -161,6 +177,26 @@ def unpacked_bytes(path: Path) -> int:
             raise UserError(f"{path} cannot be read; it may be damaged or not what its name says") from error
         return sitk.GetArrayViewFromImage(plain).nbytes
     return math.prod(reader.GetSize()) * voxel.GetNumberOfComponentsPerPixel() * voxel.GetSizeOfPixelComponent()
+
+
+def names_other_files(path: Path) -> bool:
+    """Whether a file says that its voxels are in others, which may be anywhere. Its suffix does not tell: the
+    libraries follow any NRRD or MetaImage.
+
+    Raises:
+        UserError: it cannot be read, or its header has no end.
+    """
+    name = path.name.lower()
+    if name.endswith(HALVES):
+        return nifti.other_half(path) is not None
+    if name.endswith(NRRD):
+        head, _ = split_header(path, nrrd.END)
+        return re.search(rb"^[ \t]*data ?file[ \t]*:", head, re.IGNORECASE | re.MULTILINE) is not None
+    if name.endswith(METAIMAGE):
+        head, _ = split_header(path, metaimage.END)
+        places = re.findall(rb"^[ \t]*ElementDataFile[ \t]*=([^\r\n]*)", head, re.IGNORECASE | re.MULTILINE)
+        return any(place.strip().upper() != b"LOCAL" for place in places)
+    return False
 
 
 def find_studies(folder: Path) -> list[Path]:
@@ -178,7 +214,10 @@ def find_studies(folder: Path) -> list[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.is_file() or path.name.endswith(".seg.nrrd"):
             continue
-        if image_suffix(path) is not None or archive.is_archive(path):
+        suffix = image_suffix(path)
+        if suffix in nifti.VOXEL_SUFFIXES:
+            continue  # its header stands for both
+        if suffix is not None or archive.is_archive(path):
             studies.add(path)
         elif is_dicom(path) and is_scan(path):
             slices.append(path)
@@ -189,8 +228,11 @@ def find_studies(folder: Path) -> list[Path]:
 
 
 def image_suffix(path: Path) -> str | None:
-    """Return the suffix of an image file that is not DICOM, such as ".nii.gz"; None for any other."""
-    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+    """Return the suffix of an image file that is not DICOM, such as ".nii.gz"; None for any other, and for one of
+    two files that belong together without the other: anything may be called .img."""
+    suffixes = (*IMAGE_SUFFIXES, *nifti.VOXEL_SUFFIXES)
+    suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
+    return None if suffix in HALVES and nifti.other_half(path) is None else suffix
 
 
 def _check_there(path: Path) -> None:
@@ -207,13 +249,6 @@ def _check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"{str(path)!a} is no valid UTF-8 name; rename the file") from None
-
-
-def _check_header(path: Path) -> None:
-    if image_suffix(path) in (".nrrd", ".nhdr"):
-        check_nrrd(path)
-    elif image_suffix(path) in (".mha", ".mhd"):
-        check_metaimage(path)
 
 
 def _read(path: Path) -> sitk.Image:
@@ -242,27 +277,18 @@ def _read_plain(path: Path) -> sitk.Image | None:
     return read_plain(path)
 
 
-def _frames(image: sitk.Image, picture: bool) -> list[sitk.Image]:
-    """Split a 4-D image, and one whose components are neither grey nor colour, into frames."""
-    if image.GetDimension() == 4:
-        return [image[..., index] for index in range(image.GetSize()[3])]
-    components = image.GetNumberOfComponentsPerPixel()
-    if components <= 4 and (picture or components in (1, 3)):
-        return [image]
-    return [sitk.VectorIndexSelectionCast(image, index) for index in range(components)]
-
-
-def _colours(image: sitk.Image, path: Path) -> sitk.Image:
-    """Return grey or 8-bit RGB: transparency is dropped, 16-bit colours are scaled."""
-    components = image.GetNumberOfComponentsPerPixel()
-    if components == 1:
-        return image
-    channels = [sitk.VectorIndexSelectionCast(image, index) for index in range(1 if components == 2 else 3)]
-    if len(channels) == 1:
-        return channels[0]
-    kind = image.GetPixelIDValue()
-    if kind == sitk.sitkVectorUInt16:
-        channels = [sitk.Cast(channel / 257, sitk.sitkUInt8) for channel in channels]
-    elif kind != sitk.sitkVectorUInt8:
-        raise UserError(f"{path} has three numbers a voxel that are not 8-bit or 16-bit colours")
-    return sitk.Compose(channels)
+def _picture(path: Path) -> Raster:
+    """Read a picture as viewers show it: turned as its EXIF says, and grey whose 0 is white turned round, so that
+    bright is bright."""
+    image = _read(path)
+    shown = upright(image, path)
+    raster = raster_of(shown, colours=True)
+    try:
+        with opened_picture(path) as picture:
+            inverted = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    except (OSError, SyntaxError, ValueError):
+        return raster  # a kind that Pillow does not know
+    done = shown is not image and raster.voxels.dtype == np.uint8  # by Pillow, which turns TIFFs upright
+    if inverted and not done and raster.voxels.dtype.kind == "u" and raster.voxels.shape[-1] == 1:
+        return replace(raster, voxels=np.iinfo(raster.voxels.dtype).max - raster.voxels)
+    return raster

@@ -2,7 +2,6 @@
 
 import gzip
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import SimpleITK as sitk
 from engine.errors import UserError
 from engine.files import replacing
 from engine.imaging.formats import DICOM_SUFFIX, PICTURE_SUFFIXES, SEGMENTATION_SUFFIX, output_suffix
-from engine.imaging.images import image_from_volume, volume_from_image
+from engine.imaging.images import image_from_volume, raster_of
+from engine.imaging.raster import Raster
 from engine.imaging.volumes.segments import Segment
-from engine.imaging.volumes.volume import Volume
+from engine.imaging.volumes.volume import Volume, corners_mm
 
-NIFTI_TOLERANCE_MM = 1e-3
+GRID_TOLERANCE = 1e-3  # of a voxel, beside the rounding of single precision
 TERMINOLOGY_TAG = "TerminologyEntry"
 TISSUE = (
     "Segmentation category and type - 3D Slicer General Anatomy list"
@@ -105,18 +105,16 @@ def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) 
         complete = np.array_equal(sitk.GetArrayFromImage(written).squeeze(), voxels.squeeze())
     except RuntimeError:
         complete = False
-    if complete and not picture and _displacement_mm(volume_from_image(written), volume) > NIFTI_TOLERANCE_MM:
+    tolerance_mm = GRID_TOLERANCE * min(volume.spacing_mm)
+    if complete and not picture and _displacement_mm(raster_of(written), volume) > tolerance_mm:
         raise UserError(f"{path.suffix} cannot hold the grid of {volume.name} exactly; write .seg.nrrd or .nrrd")
     if not complete:
         raise UserError(f"the file could not be written whole to {path.parent}; the disk may be full")
 
 
-def _displacement_mm(written: Volume, volume: Volume) -> float:
+def _displacement_mm(written: Raster, volume: Volume) -> float:
     """Return how far the corners of two grids of one size lie apart, less the rounding of single precision."""
-    corners = np.array(list(product(*((0, size - 1) for size in volume.shape[::-1]))), float).T
-    places = [
-        (v.direction_matrix * v.spacing_mm) @ corners + np.reshape(v.origin_mm, (3, 1)) for v in (written, volume)
-    ]
+    places = [corners_mm(volume.shape, grid) for grid in (written, volume)]
     rounding = np.finfo(np.float32).eps * np.abs(places[1]).max()
     return float(np.abs(places[0] - places[1]).max() - 4 * rounding)
 

@@ -4,13 +4,16 @@ import glob
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volumes.volume import Volume
 from engine.segmentation.request import Outputs, Request, check_outputs, fingerprint
-from engine.segmentation.segmenter import Segmenter
-from engine.segmentation.studies import is_done, was_begun
+from engine.segmentation.studies import is_done, segment_study, was_begun
+
+if TYPE_CHECKING:
+    from engine.segmentation.segmenter import Segmenter
 
 ALL_FRAMES = "all"
 FRAME_DIGITS = 4
@@ -26,7 +29,9 @@ class Settings:
     precision: str = "auto"
     batch_size: str = "auto"
 
-    def new_segmenter(self) -> Segmenter:
+    def new_segmenter(self) -> "Segmenter":
+        from engine.segmentation.segmenter import Segmenter  # PyTorch takes seconds, and hands out no studies
+
         return Segmenter(**asdict(self))
 
 
@@ -86,7 +91,29 @@ def end_of(study: Study, work: Callable[[], None]) -> End:
     return End(study.name, "failed" if reason else "done", " ".join(reason.split()))
 
 
-def to_do(segmenter: Segmenter, study: Study, order: Order, source: str) -> list[tuple[Volume, Outputs]]:
+def work_on(
+    segmenter: "Segmenter",
+    study: Study,
+    order: Order,
+    on_progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    on_report: Callable[[dict, Path], None] = lambda report, path: None,
+) -> None:
+    """Segment a study, or each frame of it, as far as that is still to be done.
+
+    Args:
+        on_progress: see `segment_study`.
+        on_report: called with each report, and the file of the segments.
+
+    Raises:
+        UserError: the scan cannot be read or segmented, or an output must not be written.
+    """
+    source = order.source_of(study)
+    for volume, outputs in _to_do(segmenter, study, order, source):
+        on_report(segment_study(segmenter, volume, order.request, outputs, on_progress, source), outputs.segments)
+        _let_go(segmenter)
+
+
+def _to_do(segmenter: "Segmenter", study: Study, order: Order, source: str) -> list[tuple[Volume, Outputs]]:
     """Read a study's volume, or all its frames, and return those that are still to be segmented with their outputs.
 
     Args:
@@ -116,7 +143,7 @@ def segmentations_of(study: Study, order: Order) -> list[Path]:
     return sorted(path.parent.glob(_of_frame(glob.escape(path.name), "[0-9]" * FRAME_DIGITS)))
 
 
-def let_go(segmenter: Segmenter) -> None:
+def _let_go(segmenter: "Segmenter") -> None:
     """Have a segmenter forget a study before the next one is read: none comes twice."""
     segmenter.forget_volume()
     segmenter.cache.clear()

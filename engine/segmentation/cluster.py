@@ -18,8 +18,7 @@ from typing import Any
 from engine.cli import log_what_names_nobody
 from engine.errors import UserError
 from engine.files import existing_part, left_folders, private_folder
-from engine.segmentation.batch import End, Order, Settings, Study, end_of, let_go, to_do
-from engine.segmentation.studies import segment_study
+from engine.segmentation.batch import End, Order, Settings, Study, end_of, work_on
 from engine.version import __version__
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for as long as the batch lasts
@@ -127,13 +126,7 @@ class Worker:
         return ""
 
     def segment(self, study: Study, order: Order) -> End:
-        return end_of(study, lambda: self._segment(study, order))
-
-    def _segment(self, study: Study, order: Order) -> None:
-        source = order.source_of(study)
-        for volume, outputs in to_do(self._segmenter, study, order, source):
-            segment_study(self._segmenter, volume, order.request, outputs, source=source)
-            let_go(self._segmenter)
+        return end_of(study, lambda: work_on(self._segmenter, study, order))
 
 
 class _Crew:

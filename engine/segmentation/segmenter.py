@@ -24,7 +24,7 @@ from engine.imaging.volumes.segments import Algorithm
 from engine.imaging.volumes.volume import Volume
 from engine.models.bases import open_base
 from engine.models.bundle import AdapterCard, find_adapter, read_card
-from engine.prompts import check_lengths, check_prompts, encode_prompts
+from engine.prompts import check_lengths, check_prompts, encode_prompts, unknown_words
 from engine.segmentation.cache import EncodingCache, volume_key
 from engine.segmentation.devices import choose_batch_size, choose_device, choose_dtype, in_batches, is_out_of_memory
 from engine.segmentation.pixels import to_pixel_values, to_slice_size
@@ -248,6 +248,14 @@ class Segmenter:
         (plane,) = self._planes
         condition = self._encode_prompt(prompt)
         return self.model.decode(plane.maps.to(self.model.dtype), condition)[0].float().sigmoid().cpu().numpy()
+
+    def warnings(self, prompt: str) -> tuple[str, ...]:
+        """Return what people must know of the volume that is set and of what a prompt finds in it, in words."""
+        unknown = unknown_words(self.tokenizer, prompt)
+        named = ", ".join(f"'{word[:40]}'" for word in unknown[:5])
+        why = "its words are English, and 'not found' says nothing about others"
+        told = (f"the base {self.base.name} does not know {named}; {why}",) if unknown else ()
+        return (*(self.volume.warnings if self.volume else ()), *told)
 
     def forget_volume(self) -> None:
         """Let go of the volume that was set and of its encodings, but for those in `cache`."""

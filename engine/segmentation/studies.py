@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,14 +25,16 @@ from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import check_format, write_probability, write_segments
 from engine.prompts import check_lengths
 from engine.segmentation.request import Outputs, Request, per_prompt
-from engine.segmentation.segmenter import Result, Segmenter
 from engine.version import __version__
+
+if TYPE_CHECKING:
+    from engine.segmentation.segmenter import Result, Segmenter
 
 PACKAGES = ("torch", "transformers", "SimpleITK", "numpy")
 
 
 def segment_study(
-    segmenter: Segmenter,
+    segmenter: "Segmenter",
     volume: Volume,
     request: Request,
     outputs: Outputs,
@@ -79,7 +83,7 @@ def segment_study(
     return report
 
 
-def clean_mask(result: Result, request: Request) -> np.ndarray:
+def clean_mask(result: "Result", request: Request) -> np.ndarray:
     """Return the mask (z, y, x) bool after the clean-up of each mask that was asked for."""
     mask = result.mask()
     if request.keep_largest:
@@ -91,7 +95,7 @@ def clean_mask(result: Result, request: Request) -> np.ndarray:
     return mask
 
 
-def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+def is_done(outputs: Outputs, segmenter: "Segmenter", request: Request, source: str) -> bool:
     """Return whether all outputs were written before, from the same input, with the same request and models."""
     try:
         report = read_json(outputs.report)
@@ -101,7 +105,7 @@ def is_done(outputs: Outputs, segmenter: Segmenter, request: Request, source: st
         return False
 
 
-def was_begun(outputs: Outputs, segmenter: Segmenter, request: Request, source: str) -> bool:
+def was_begun(outputs: Outputs, segmenter: "Segmenter", request: Request, source: str) -> bool:
     """Return whether what is there was left by a process that was killed while it wrote these very outputs."""
     try:
         return read_json(outputs.report) == {"made_by": _made_by(segmenter, request, source)}
@@ -109,7 +113,7 @@ def was_begun(outputs: Outputs, segmenter: Segmenter, request: Request, source: 
         return False
 
 
-def _write(outputs: Outputs, segmenter: Segmenter, segments, results, report: dict, request: Request) -> None:
+def _write(outputs: Outputs, segmenter: "Segmenter", segments, results, report: dict, request: Request) -> None:
     """Write everything, the report last: where it is whole, the study is complete. Before, it says who is at work,
     where nothing was there that belongs to others."""
     volume = segmenter.volume
@@ -145,7 +149,7 @@ def describe(row: dict) -> str:
 
 
 def _report(
-    segmenter: Segmenter, request: Request, results: list[Result], masks, seconds: list[float], source: str
+    segmenter: "Segmenter", request: Request, results: "list[Result]", masks, seconds: list[float], source: str
 ) -> dict:
     volume = segmenter.volume
     rows = [
@@ -155,7 +159,7 @@ def _report(
             "presence": round(result.presence, 4),
             "threshold": result.threshold,
             "voxels": int(mask.sum()),
-            "volume_ml": round(float(mask.sum() * volume.voxel_volume_ml), 4),
+            "volume_ml": float(f"{mask.sum() * volume.voxel_volume_ml:.6g}"),
             "seconds": round(elapsed, 3),
         }
         for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
@@ -167,6 +171,7 @@ def _report(
             "spacing_mm": list(volume.spacing_mm),
         },
         "results": rows,
+        "warnings": list(dict.fromkeys(chain.from_iterable(map(segmenter.warnings, request.prompts)))),
         "made_by": _made_by(segmenter, request, source),
         "planes": list(segmenter.planes),
         "intensity_range": list(segmenter.intensity_range),
@@ -179,7 +184,7 @@ def _report(
     }
 
 
-def _made_by(segmenter: Segmenter, request: Request, source: str) -> dict:
+def _made_by(segmenter: "Segmenter", request: Request, source: str) -> dict:
     card = segmenter.card
     return {
         "engine": __version__,
@@ -191,7 +196,7 @@ def _made_by(segmenter: Segmenter, request: Request, source: str) -> dict:
     }
 
 
-def _tags(segmenter: Segmenter, result: Result) -> dict[str, str]:
+def _tags(segmenter: "Segmenter", result: "Result") -> dict[str, str]:
     card = segmenter.card
     return {
         "VLSMSegmenter.Prompt": result.prompt,

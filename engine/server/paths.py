@@ -7,8 +7,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.imaging.dicom.archive import is_archive
 from engine.imaging.dicom.series import is_dicom
-from engine.imaging.headers import names_other_files
-from engine.imaging.reading import image_suffix, read_volume, unpacked_bytes
+from engine.imaging.reading import image_suffix, names_other_files, read_volume, unpacked_bytes
 from engine.imaging.volumes.volume import Volume
 from engine.server.refusal import Refusal
 

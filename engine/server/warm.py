@@ -64,7 +64,8 @@ class WarmSegmenters:
             )
             kept.append(to_levels(result.probability))
             seconds, started = time.monotonic() - started, time.monotonic()
-            rows.append(_row(result, kept[-1]) | _origin(segmenter) | {"seconds": seconds})
+            more = {"seconds": seconds, "warnings": list(segmenter.warnings(prompt))}
+            rows.append(_row(result, kept[-1]) | _origin(segmenter) | more)
         thresholds, found = tuple(row["threshold"] for row in rows), tuple(row["found"] for row in rows)
         return rows, HeldResults(job.held.id, tuple(kept), thresholds, found)
 

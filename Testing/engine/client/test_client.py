@@ -277,6 +277,18 @@ def test_volumes_of_the_wrong_form_are_refused(client, voxels, options, message)
         client.put_volume(voxels, **options)
 
 
+def test_what_people_must_know_of_a_volume_and_of_a_prompt_comes_with_the_result(client, voxels):
+    assert not client.segment(client.put_volume(voxels), ["brain"])[0].warnings
+    holed = voxels.astype(np.float32)
+    holed[1, 2:4, 5] = np.nan, np.inf
+    plain, foreign = client.segment(client.put_volume(holed), ["brain", "мозг"], base="tiny")
+    assert plain.warnings[0].startswith("2 voxels") and "NaN or infinite" in plain.warnings[0]
+    assert "the base tiny does not know 'мозг'" in foreign.warnings[1] and len(plain.warnings) == 1
+    filled = np.where(np.isfinite(holed), holed, holed[np.isfinite(holed)].min())
+    same = client.segment(client.put_volume(filled), ["brain"], base="tiny")[0]
+    assert np.array_equal(plain.probability, same.probability)
+
+
 def test_another_version_is_refused_in_words(server, monkeypatch):
     monkeypatch.setattr("engine.client.client.PROTOCOL", 99)
     with pytest.raises(UserError, match=r"client speaks version 99 .* server version .* install the same"):

@@ -15,6 +15,7 @@ from conftest import PATIENCE_SECONDS, ROOT, ball, files, make_adapter, run_comm
 
 from engine import segment
 from engine.segmentation import batch
+from engine.segmentation.request import Outputs
 
 SHAPE = (6, 20, 24)
 
@@ -194,21 +195,9 @@ def test_resume_notices_another_scan_another_wish_and_a_failed_overwrite(command
     assert "done before" in command(*arguments)[1]
 
 
-def test_an_unexpected_failure_of_one_study_stops_no_other(command, scan, tmp_path, monkeypatch):
-    studies, out = tmp_path / "studies", tmp_path / "out"
-    studies.mkdir(), out.mkdir()
-    for name in "ab":
-        (studies / f"{name}.nii.gz").write_bytes(scan.read_bytes())
-    read = batch.read_volume
-
-    def read_all_but_a(path, *arguments):
-        if path.name == "a.nii.gz":
-            raise ZeroDivisionError("odd")
-        return read(path, *arguments)
-
-    monkeypatch.setattr(batch, "read_volume", read_all_but_a)
-    code, _, errors = command(studies, "-p", "brain", "-o", out)
-    assert code == 2 and "unexpected ZeroDivisionError" in errors and "b.seg.nrrd" in files(out)
+def test_an_unexpected_failure_of_one_study_is_its_end_and_no_other_one(scan, tmp_path):
+    end = batch.end_of(batch.Study("a", scan, Outputs(tmp_path / "a.nrrd")), lambda: 1 / 0)
+    assert end.state == "failed" and f"{scan} gave an unexpected ZeroDivisionError" in end.reason
 
 
 def test_a_link_to_a_scan_gives_its_own_name(command, scan, tmp_path):
@@ -318,6 +307,26 @@ def test_bad_inputs_get_one_line_and_code_2_and_write_nothing(command, tmp_path,
     code, _, errors = command(tmp_path / name, "-p", "brain", "-o", tmp_path / "new" / "o.seg.nrrd")
     assert code == 2 and errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors
     assert {*tmp_path.iterdir()} == before
+
+
+def test_voxels_that_are_no_numbers_and_words_that_nobody_learned_are_told(command, scan, tmp_path):
+    image = sitk.ReadImage(scan)
+    image[3, 4, 5] = float("nan")
+    sitk.WriteImage(image, scan)
+    out = tmp_path / "o.seg.nrrd"
+    code, _, errors = command(scan, "-p", "brain; 脑; дом", "-o", out, "--report")
+    warnings = json.loads((tmp_path / "o.json").read_text())["warnings"]
+    assert code == 0 and len(warnings) == 3
+    assert "1 voxels" in warnings[0] and "does not know '脑'" in warnings[1] and "'дом'" in warnings[2]
+    assert all(f"warning: {warning}" in errors for warning in warnings)
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_one_line(scan, tiny_adapter, tmp_path):
+    """By a process, as the tokenizer warns but once in its own words."""
+    words = [sys.executable, "-m", "engine.segment", scan, "-p", "left lung " * 50, "-a", tiny_adapter]
+    done = subprocess.run([*words, "-o", tmp_path / "o.nrrd"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "tokens and the base reads at most 77" in done.stderr
 
 
 def test_an_unknown_adapter_lists_those_there_are(command, scan, tmp_path):

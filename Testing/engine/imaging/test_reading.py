@@ -93,12 +93,32 @@ def test_zero_spacing_and_singular_directions_are_refused(tmp_path, suffix, old,
         read_volume(path)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_voxels_that_are_no_numbers_are_refused(tmp_path, bad):
-    array = VOXELS.astype(np.float32)
-    array[0, 0, 0] = bad
-    with pytest.raises(UserError, match=r"a\.nrrd has 1 voxels that are NaN or infinite"):
-        read_volume(write(tmp_path / "a.nrrd", array))
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "mha", "tif"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_counted_and_darker_than_all_others(tmp_path, bad, suffix):
+    array = VOXELS.astype(np.float32)[1 if suffix == "tif" else slice(None)] - 7
+    expected = array.copy()
+    array[..., 1, 2:4], expected[..., 1, 2:4] = bad, array.min()
+    volume = read_volume(write(tmp_path / f"a.{suffix}", array))
+    assert np.array_equal(volume.voxels.squeeze(), expected)
+    assert volume.no_numbers == np.isinf(array).sum() + np.isnan(array).sum() > 0
+    assert f"{volume.no_numbers} voxels" in volume.warnings[0] and "NaN or infinite" in volume.warnings[0]
+    valid = array[np.isfinite(array)]
+    assert intensity_range(volume, "full") == (valid.min(), valid.max())
+    percentiles = np.percentile(valid[valid > valid.min()], (0.5, 99.5))
+    assert intensity_range(volume, "percentiles") == pytest.approx(tuple(percentiles), rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nrrd", "mha"])
+def test_a_volume_of_nothing_but_nan_is_refused(tmp_path, suffix):
+    with pytest.raises(UserError, match=rf"every voxel of a\.{suffix} is NaN or infinite"):
+        read_volume(write(tmp_path / f"a.{suffix}", np.full((3, 4, 5), np.nan, np.float32)))
+
+
+def test_what_is_beyond_single_precision_counts_as_infinite():
+    volume = Volume(np.array([[[1.0, 2.0, 1e300, -1e300]]]))
+    assert volume.no_numbers == 2 and volume.voxels.ravel().tolist() == [1, 2, 1, 1]
+    assert not Volume(VOXELS).warnings
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.png", "a.dcm", "a.nii", "a.mha", "a.txt"])

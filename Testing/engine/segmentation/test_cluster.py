@@ -15,7 +15,7 @@ from conftest import PATIENCE_SECONDS, ROOT, run_command, wait_until
 
 from engine import segment
 from engine.errors import UserError
-from engine.segmentation.cluster import connected, shares
+from engine.segmentation.cluster import MOST_ATTEMPTS, connected, shares
 
 COUNT = 16
 ray = pytest.importorskip("ray", reason="Ray is not installed, or has no wheel for this platform")
@@ -104,9 +104,34 @@ def test_after_ctrl_c_and_a_killed_worker_all_is_there_and_nothing_was_done_twic
     assert at_first.items() <= before.items() <= done(shared).items()  # written once
 
 
-def make_slow(path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_study_that_ends_every_worker_has_failed_and_the_others_are_done(tmp_path, tiny_adapter):
+    output = tmp_path / "out"
+    assert not make_studies(tmp_path / "studies", 3)
+    make_slow(tmp_path / "studies" / "study-000.nrrd", slices=4000)
+    output.mkdir()
+    process = start(command(tmp_path / "studies", tiny_adapter, output))
+    wait_for(lambda: len(done(output)) == 2, process)
+    for _ in range(MOST_ATTEMPTS):
+        ended = []
+        wait_for(lambda ended=ended: ended.extend(end_workers(process.pid)) or ended, process)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 2 and "1 of 3 studies failed" in errors and "Traceback" not in errors, errors
+    assert [row["state"] for row in summary(output)] == ["failed", "done", "done"]
+    assert f"ended {MOST_ATTEMPTS} workers" in summary(output)[0]["reason"]
+
+
+def end_workers(pid) -> list[psutil.Process]:
+    """Kill the workers of a command that have a study in their hands, and wait for their end."""
+    workers = [process for process in psutil.Process(pid).children(recursive=True) if is_at_work(process)]
+    for worker in workers:
+        worker.kill()
+    return psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)[0]
+
+
+def make_slow(path, slices=400) -> None:
     """Give a study so many slices that its worker is at it for a while."""
-    voxels = np.random.default_rng(0).normal(100, 10, (400, 60, 60)).astype(np.float32)
+    voxels = np.random.default_rng(0).normal(100, 10, (slices, 60, 60)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
 
 

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, run_command
+from conftest import ROOT
 
-from engine import segment
-from engine.segmentation.batch import Settings
+from engine.segmentation.batch import Order, Settings, Study, work_on
+from engine.segmentation.request import Outputs, Request
 
 SHAPE = (40, 512, 512)
 PROMPTS = [f"brain {number}" for number in range(10)]
@@ -44,14 +44,10 @@ def test_a_further_prompt_takes_a_mask_and_no_probabilities(tmp_path, tiny_base)
     assert (many - few) / np.prod(SHAPE) / further < 1.8  # a mask takes 1 byte a voxel, probabilities 2 more
 
 
-def test_a_study_is_let_go_of_before_the_next(tmp_path, tiny_base, monkeypatch, capsys):
-    kept = []
-    make = Settings.new_segmenter
-    monkeypatch.setattr(Settings, "new_segmenter", lambda settings: kept.append(make(settings)) or kept[0])
-    (tmp_path / "out").mkdir(), (tmp_path / "scans").mkdir()
-    for number in range(3):
-        write_scan(tmp_path / "scans" / f"{number}.nrrd", (4, 32, 32), number)
-    words = [tmp_path / "scans", "--base", tiny_base, "--prompt", "brain", "-o", tmp_path / "out"]
-    code, _, errors = run_command(monkeypatch, capsys, segment.main, *words)
-    assert code == 0, errors
-    assert len(kept[0].cache) == 0 and kept[0].volume is None
+def test_a_study_is_let_go_of_before_the_next(tmp_path, tiny_base):
+    segmenter = Settings(base=str(tiny_base), device="cpu").new_segmenter()
+    for number in range(2):
+        scan = write_scan(tmp_path / f"{number}.nrrd", (4, 32, 32), number)
+        study = Study(str(number), scan, Outputs(tmp_path / f"{number}.seg.nrrd"))
+        work_on(segmenter, study, Order(Request(("brain",))))
+        assert len(segmenter.cache) == 0 and segmenter.volume is None

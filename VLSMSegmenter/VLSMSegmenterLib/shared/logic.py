@@ -321,7 +321,8 @@ class SegmenterLogic:
             self._undo_one()
             raise
         self._forget_what_is_gone()
-        self.status = "\n".join(finding.describe() for finding in made)
+        warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
+        self.status = "\n".join([*(finding.describe() for finding in made), *(f"Careful: {w}" for w in warnings)])
         return node
 
     def _finding(self, node, order: "_Order", result: Result, device: str, before: dict) -> Finding:

@@ -1,6 +1,8 @@
 """A volume: voxels with their place in the patient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from engine.errors import UserError
 
-SMALLEST_DETERMINANT = 1e-3  # of a direction matrix; a true one has 1 or -1
+SMALLEST_DETERMINANT = 1e-3  # of axes of length 1; those at right angles have 1 or -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +29,11 @@ class Volume:
         sources: the DICOM files of the slices, or the one with all of them, in any order; none for other formats.
         stack: the DICOM slices that it was made of, with their places: a `Stack` of `imaging/dicom/stacks.py`.
             They are those of z unless it was resampled.
+        no_numbers: how many of its voxels were NaN or infinite. They got the lowest value of the others, so that no
+            window, percentile or net ever meets them.
 
     Raises:
-        UserError: the voxels are of the wrong form, empty, NaN or infinite, or the geometry is degenerate.
+        UserError: the voxels are of the wrong form, empty or all NaN or infinite, or the geometry is degenerate.
     """
 
     voxels: np.ndarray
@@ -42,6 +46,7 @@ class Volume:
     flat: bool = False
     sources: tuple[Path, ...] = ()
     stack: Any = None
+    no_numbers: int = 0
 
     def __post_init__(self) -> None:
         shape = self.voxels.shape
@@ -53,10 +58,9 @@ class Volume:
             raise UserError(
                 f"{self.name} has voxels of type {self.voxels.dtype}; only real numbers can be segmented"
             )
-        if self.voxels.dtype.kind == "f" and not np.isfinite(self.voxels).all():
-            count = int((~np.isfinite(self.voxels)).sum())
-            raise UserError(f"{self.name} has {count} voxels that are NaN or infinite; replace them first")
         check_geometry(self.name, self.spacing_mm, self.origin_mm, self.direction)
+        if self.voxels.dtype.kind == "f":
+            self._replace_what_is_no_number()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,9 +80,30 @@ class Volume:
         """(3, 3): the columns are the directions of x, y, z in LPS."""
         return np.reshape(self.direction, (3, 3))
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What people must know of the voxels, in words."""
+        if not self.no_numbers:
+            return ()
+        share = 100 * self.no_numbers / self.voxels.size
+        return (
+            f"{self.no_numbers} voxels ({share:.2g} %) are NaN or infinite; they count as the lowest value, "
+            f"{self.voxels.min():g}",
+        )
+
     def with_voxels(self, voxels: np.ndarray) -> "Volume":
         """Return other voxels on the same grid."""
         return replace(self, voxels=voxels)
+
+    def _replace_what_is_no_number(self) -> None:
+        with np.errstate(over="ignore"):
+            valid = np.isfinite(self.voxels.astype(np.float32, copy=False))  # as nets compute
+        count = int(np.count_nonzero(~valid))
+        if count == self.voxels.size:
+            raise UserError(f"every voxel of {self.name} is NaN or infinite; there is nothing to segment")
+        if count:
+            object.__setattr__(self, "voxels", np.where(valid, self.voxels, self.voxels[valid].min()))
+            object.__setattr__(self, "no_numbers", self.no_numbers + count)
 
 
 def check_geometry(name: str, spacing_mm: Any, origin_mm: Any, direction: Any) -> None:
@@ -92,9 +117,27 @@ def check_geometry(name: str, spacing_mm: Any, origin_mm: Any, direction: Any) -
         raise UserError(f"{name} has a spacing of {_numbers(spacing_mm)} mm; every spacing must be above zero")
     if not np.isfinite(origin_mm).all():
         raise UserError(f"{name} has its origin at {_numbers(origin_mm)}; it must be finite")
-    matrix = np.reshape(direction, (3, 3))
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < SMALLEST_DETERMINANT:
+    if is_degenerate(np.reshape(direction, (3, 3))):
         raise UserError(f"{name} has a direction matrix that cannot be inverted: {_numbers(direction)}")
+
+
+def corners_mm(shape: Sequence[int], grid: Any) -> np.ndarray:
+    """Return where the corner voxels of a grid are: (3, 8) in LPS.
+
+    Args:
+        shape: sizes along z, y, x.
+        grid: has `spacing_mm`, `origin_mm` and `direction`, as a `Volume`.
+    """
+    indices = np.array(list(product(*((0, size - 1) for size in shape[::-1]))), float).T
+    matrix = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
+    return matrix @ indices + np.reshape(grid.origin_mm, (3, 1))
+
+
+def is_degenerate(matrix: np.ndarray) -> bool:
+    """Return whether the columns of a matrix (3, 3), of whatever length, do not span space."""
+    with np.errstate(all="ignore"):
+        axes = matrix / np.linalg.norm(matrix, axis=0)
+        return not abs(np.linalg.det(axes)) > SMALLEST_DETERMINANT  # nor is it, where a number is none
 
 
 def _numbers(values: Any) -> str:
