@@ -49,7 +49,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main(device: torch.device) -> None:
-    recipe = replace(Recipe.read(ROOT / "Resources" / "Experiments" / "sighted" / "recipe.yaml"), tower=None)
+    recipe = replace(Recipe.read(ROOT / "Resources" / "Experiments" / "sighted.yaml"), tower=None)
     tokenizer = train_tokenizer(["polyp", "a polyp", "round polyp"], 300)
     model = CLIPSeg(build(recipe, tokenizer), freeze=False).to(device)
     store = PictureStore([random_set(recipe.side)], [Source("random", "bowel", 1, True)], Wordings(), device)

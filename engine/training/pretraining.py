@@ -102,9 +102,12 @@ class Pretrainer:
         if resume:
             done = load_checkpoint(self.checkpoint, self._parameters, moments)[0]["done"]
         for index, stage in enumerate(self.recipe.all_stages):
-            start = min(max(done - before, 0), stage.steps)
+            start = max(done - before, 0)
+            if start >= stage.steps:
+                before += stage.steps
+                continue
             optimizer = self._optimizer(stage, moments.state if start else {})
-            views = self._views(stage, on_encoded) if stage.trains == DECODER and start < stage.steps else []
+            views = self._views(stage, on_encoded) if stage.trains == DECODER else []
             for number in range(start + 1, stage.steps + 1):
                 optimizer.set_learning_rate(learning_rate(stage, number))
                 loss = self._step(stage, views, np.random.default_rng([self.recipe.seed, index, number]), optimizer)

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SIDE, run_command
+from conftest import ROOT, SIDE, run_command, wait_until
 from safetensors.torch import load_file
 from test_training import launch
 from transformers import CLIPSegForImageSegmentation
@@ -125,6 +128,40 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_
     parts, steps = trained("parts", resume=True)
     assert steps == [(1, 3), (1, 4)]
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_another_machine_trains_from_packed_pictures_alone(recipe, tmp_path, monkeypatch, capsys):
+    """Pack here, train there, measure here again."""
+    arguments = ["--recipe", recipe, "--packed", tmp_path / "packed", "-o", tmp_path / "out", "--device", "cpu"]
+    code, _, errors = run_command(monkeypatch, capsys, pretrain.main, *arguments, "--data", tmp_path, "--pack-only")
+    assert code == 0 and not (tmp_path / "out").exists(), errors
+    for folder in ("discs", "balls"):
+        (tmp_path / folder).rename(tmp_path / f"away-{folder}")
+    code, printed, errors = run_command(monkeypatch, capsys, pretrain.main, *arguments)
+    assert code == 0 and "add --data and --resume" in printed, errors
+    there = open_base(str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "card.json").exists()
+    for folder in ("discs", "balls"):
+        (tmp_path / f"away-{folder}").rename(tmp_path / folder)
+    code, _, errors = run_command(monkeypatch, capsys, pretrain.main, *arguments, "--data", tmp_path, "--resume")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["sha256"] == there.sha256
+
+
+def test_a_killed_pretraining_goes_on(recipe, tmp_path):
+    arguments = ["--recipe", recipe, "--data", tmp_path, "-o", tmp_path / "out", "--device", "cpu"]
+    command = [sys.executable, "-m", "engine.pretrain", *map(str, arguments)]
+    values = yaml.safe_load(recipe.read_text())
+    values["stages"] = [{"batch_size": 2, "steps": 100, "learning_rate": 1e-3, "trains": "decoder", "views": 2}]
+    recipe.write_text(yaml.safe_dump(values))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: (tmp_path / "out" / "checkpoint.safetensors").is_file())
+        process.kill()
+    result = subprocess.run([*command, "--resume"], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "pretraining 51 / 100" in result.stderr
+    assert open_base(str(tmp_path / "out")).side == SIDE
 
 
 def test_a_stage_for_the_decoder_leaves_the_tower_as_it_is(recipe, tmp_path):
