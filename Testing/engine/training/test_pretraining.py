@@ -1,8 +1,10 @@
 """Pretraining a base: stages, what an interruption costs, towers and teachers, packed pictures, validation."""
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +14,26 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SIDE, run_command, wait_until
+from onnx_towers import SIZE, new_dinov2, write_onnx
 from safetensors.torch import load_file
 from test_training import launch
-from transformers import CLIPSegForImageSegmentation
+from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPSegForImageSegmentation
 
 from engine import pretrain
 from engine.commands.pretrain import pack_all
 from engine.errors import UserError
 from engine.imaging.reading import read_volume
 from engine.models.bases import open_base
+from engine.models.pretrained import PackagedFile
 from engine.models.vocabulary import train_tokenizer
 from engine.nets.clipseg import CLIPSeg
+from engine.prompts import encode_prompts
 from engine.segmentation.segmenter import Segmenter
 from engine.training.packing import read_pack
 from engine.training.pretraining import Pretrainer, learning_rate
 from engine.training.recipe import Recipe, Stage, build, open_sources
 from engine.training.store import PictureStore
+from engine.training.teaching import Lesson
 
 
 @pytest.fixture
@@ -93,14 +99,14 @@ def test_a_base_is_pretrained_and_segments(recipe, tmp_path, monkeypatch, capsys
     assert 0 < segmenter.segment("disc").probability.mean() < 1
 
 
-def new_run(recipe: Recipe, packed: Path, folder: Path, **settings) -> Pretrainer:
+def new_run(recipe: Recipe, packed: Path, folder: Path, lesson=None, **settings) -> Pretrainer:
     folder.mkdir(exist_ok=True)
     sets = [read_pack(packed / "train" / source.folder) for source in recipe.all_sources]
     tokenizer = train_tokenizer(set.union(*(s.wordings for s in sets)), 300)
     network = build(recipe, tokenizer)
     model = CLIPSeg(network, freeze=False)
     store = PictureStore(sets, recipe.all_sources, recipe.read_wordings(), torch.device("cpu"))
-    return Pretrainer(model, tokenizer, recipe, store, None, folder, **settings)
+    return Pretrainer(model, tokenizer, recipe, store, lesson, folder, **settings)
 
 
 @pytest.mark.parametrize("trains", ["all", "decoder"])
@@ -128,6 +134,93 @@ def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_
     parts, steps = trained("parts", resume=True)
     assert steps == [(1, 3), (1, 4)]
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def with_tower(recipe, tmp_path) -> Recipe:
+    """The recipe on a pretrained tower, whose file lies where pip would have put it."""
+    write_onnx(tmp_path / "tower.onnx", new_dinov2())
+    digest = hashlib.sha256((tmp_path / "tower.onnx").read_bytes()).hexdigest()
+    tower = {"package": "a-tower", "version": "1.0", "file": "a/tower.onnx", "sha256": digest}
+    place = PackagedFile(**tower).place
+    place.parent.mkdir(parents=True)
+    (tmp_path / "tower.onnx").rename(place)
+    values = yaml.safe_load(recipe.read_text()) | {"tower": tower}
+    values["network"]["vision"] = {**SIZE, "num_hidden_layers": 3, "intermediate_size": 96, "hidden_act": "gelu"}
+    recipe.write_text(yaml.safe_dump(values))
+    return Recipe.read(recipe)
+
+
+def test_a_base_on_a_tower_gives_in_hugging_face_what_it_gives_here(recipe, tmp_path):
+    tokenizer = train_tokenizer(["disc", "ball"], 300)
+    network = build(with_tower(recipe, tmp_path), tokenizer)
+    network.half().save_pretrained(tmp_path / "base")
+    loaded = CLIPSegForImageSegmentation.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    pixels, input_ids = torch.randn(2, 3, SIDE, SIDE), encode_prompts(tokenizer, ["disc", "ball"])
+    with torch.no_grad():
+        theirs = loaded(pixel_values=pixels, input_ids=input_ids).logits
+        ours = CLIPSeg(loaded).eval()(pixels, input_ids)
+    assert theirs.std() > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_the_towers_layers_move_less_the_nearer_they_are_to_the_picture(recipe, tmp_path):
+    values = yaml.safe_load(recipe.read_text())
+    rates = {"tower_rate": 0.1, "depth_decay": 0.5}
+    values["stages"] = [{"batch_size": 2, "steps": 2, "learning_rate": 1e-3, **rates}]
+    recipe.write_text(yaml.safe_dump(values))
+    recipe = with_tower(recipe, tmp_path)
+    pack_all(recipe, [recipe.folder], tmp_path / "packed")
+    run = new_run(recipe, tmp_path / "packed", tmp_path / "out")
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    run.train(lambda step: None)
+    moved = {name: (weight - before[name]).abs().max().item() for name, weight in run.model.state_dict().items()}
+    layers = [moved[f"vision.encoder.layers.{depth}.mlp.fc1.weight"] for depth in range(3)]
+    assert layers == pytest.approx([0.25 * layers[2], 0.5 * layers[2], layers[2]], rel=0.2)
+    assert layers[2] == pytest.approx(0.1 * moved["decoder.reduces.0.weight"], rel=0.2)
+    assert not any(moved[name] for name in moved if name.startswith(("vision.embeddings", "vision.pre_layrnorm")))
+
+
+def test_a_sentence_encoder_teaches_what_is_like_what(recipe, tmp_path):
+    words = {"trained": ["ball", "round ball", "cube", "square cube"], "held_out": ["sphere"]}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({"ball": words}))
+    place = write_teacher(tmp_path)
+    values = yaml.safe_load(recipe.read_text())
+    values |= {"teacher": place, "wordings": "words.yaml", "plain_rate": 1.0}
+    values["stages"] = [{"batch_size": 8, "steps": 40, "learning_rate": 3e-3, "trains": "text"}]
+    recipe.write_text(yaml.safe_dump(values))
+    recipe = Recipe.read(recipe)
+    pack_all(recipe, [recipe.folder], tmp_path / "packed")
+    lesson = Lesson.load(tmp_path / "packed" / "lesson.safetensors")
+    assert "round ball" in lesson.phrases and "Kidney" in lesson.phrases and "sphere" not in lesson.phrases
+    assert torch.allclose(lesson.embeddings.norm(dim=1), torch.ones(len(lesson.phrases)), atol=1e-2)
+    run, losses = new_run(recipe, tmp_path / "packed", tmp_path / "out", lesson=lesson), []
+    run.train(lambda step: losses.append(step.loss))
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def write_teacher(tmp_path) -> dict:
+    """A tiny sentence encoder in a ZIP file, where pip would have put it."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "aeiou"),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    folder = tmp_path / "teacher"
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder)
+    archive = Path(shutil.make_archive(str(tmp_path / "model"), "zip", folder))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    teacher = {"package": "a-teacher", "version": "1.0", "file": "a/model.zip", "sha256": digest}
+    place = PackagedFile(**teacher).place
+    place.parent.mkdir(parents=True)
+    archive.rename(place)
+    return teacher
 
 
 def test_another_machine_trains_from_packed_pictures_alone(recipe, tmp_path, monkeypatch, capsys):
