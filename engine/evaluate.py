@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         default=PRODUCT,
         help="whose rules these four follow where they are not given (default: product)",
     )
+    add(
+        "--held-out",
+        type=Path,
+        metavar="FILE",
+        help="also ask by the wordings that this file (such as Resources/Models/wordings.yaml) holds out of all "
+        "training, and in vain by those of other structures",
+    )
     add("--seed", type=int, default=0, help="of the random and the wrong prompts")
     add("--device", default="auto")
     add("--precision", default="auto")

@@ -9,8 +9,24 @@ from engine.cli import called, run
 def main() -> None:
     parser = argparse.ArgumentParser(prog=called("pretrain"), description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML, like Resources/Models/mini/recipe.yaml")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders that hold the data sets")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new base")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders that hold the data sets; not needed to train on packed pictures, but for the card's figures",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the new base, and of the run's files"
+    )
+    parser.add_argument(
+        "--packed",
+        type=Path,
+        help="folder of the packed pictures; what is missing is packed there (default: OUTPUT/packed)",
+    )
+    parser.add_argument(
+        "--pack-only", action="store_true", help="end once all is packed, to train on another machine"
+    )
     parser.add_argument("--start", help="name or folder of a base whose weights and tokenizer to start from")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

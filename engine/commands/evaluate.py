@@ -12,6 +12,7 @@ from engine.choices import BASE_ALONE, HALF
 from engine.cli import progress_bar
 from engine.data import DataSet, open_data_set
 from engine.data.splits import overlap_warning, shared_with_earlier
+from engine.data.synonyms import Wordings
 from engine.errors import UserError
 from engine.evaluation.measuring import (
     ALL,
@@ -24,6 +25,8 @@ from engine.evaluation.measuring import (
     differences,
     evaluate,
     every,
+    held_out,
+    held_out_elsewhere,
     interval,
     plain,
     prompt_checks,
@@ -127,7 +130,12 @@ def _cut_prompts(segmenter: Segmenter, scores: Sequence[Score]) -> list[str]:
 def _asks(options: argparse.Namespace, data_set: DataSet) -> list[Ask]:
     known = {"p1": plain, "random": random(options.seed), "all": every, "variants": variants}
     asks = [known[name] for name in dict.fromkeys(options.prompts)]
-    return [*asks, absent, wrong(options.wrong_prompt or wrong_prompts(data_set), options.seed)]
+    in_vain = options.wrong_prompt
+    if options.held_out:
+        words = Wordings.read(options.held_out)
+        asks.append(held_out(words))
+        in_vain = in_vain or held_out_elsewhere(words, data_set)
+    return [*asks, absent, wrong(in_vain or wrong_prompts(data_set), options.seed)]
 
 
 def _rows(scores: Sequence[Score], first: Sequence[Score]) -> dict[str, dict[str, dict]]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from engine.choices import GRIDS
 from engine.data import Case, DataSet, Truth, wordings
+from engine.data.synonyms import Wordings
 from engine.errors import UserError
 from engine.evaluation.metrics import dice, hausdorff_95, intersection_over_union
 from engine.models.presence import Rates
@@ -20,6 +21,7 @@ from engine.segmentation.segmenter import Segmenter
 BOOTSTRAP_SAMPLES = 2000
 ALL = "(all)"  # structures together
 LARGEST_CALIBRATION = 200  # cases; more cost time and move the threshold little
+HELD_OUT = "held out"
 IN_VAIN = ("wrong", "absent")  # the kinds that ask for what is not there
 DENIAL = "no "  # of a prompt such as "No tumor in the breast", for an image without one
 
@@ -63,6 +65,23 @@ def variants(case: Case) -> Iterator[Question]:
     for truth in case.truths:
         for kind, wording in truth.variants:
             yield _question_of(truth, kind, wording)
+
+
+def held_out(words: Wordings) -> Ask:
+    """Ask for each structure by the wordings that no training has seen."""
+
+    def ask(case: Case) -> Iterator[Question]:
+        for truth in case.truths:
+            for wording in words.held_out.get(words.structure(truth.plain_prompt), []):
+                yield _question_of(truth, HELD_OUT, wording)
+
+    return ask
+
+
+def held_out_elsewhere(words: Wordings, data_set: DataSet) -> list[str]:
+    """Return the wordings that no training has seen of what a data set does not have."""
+    own = {words.structure(annotation.plain_prompt) for annotation in data_set.annotations}
+    return [wording for name, wordings in words.held_out.items() if name not in own for wording in wordings]
 
 
 def random(seed: int) -> Ask:
@@ -345,6 +364,7 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float | int]:
         missed_rate: of the prompts for what is there, those that returned none;
         absent_prompts, present_prompts: how many of each were asked;
         surviving_share: the Dice with a wrong prompt, relative to that with the plain one;
+        held_out_share: the Dice with held-out wordings, relative to that with the plain prompts of the same cases;
         paraphrase_spread: the standard deviation of Dice over the wordings of one structure in one case, mean.
     """
     kinds: dict[str, list[Score]] = defaultdict(list)
@@ -362,6 +382,9 @@ def prompt_checks(scores: Sequence[Score]) -> dict[str, float | int]:
     asked = [(s.dice, right[s.case, s.structure]) for s in kinds["wrong"] if (s.case, s.structure) in right]
     if any(dice for _, dice in asked):
         checks["surviving_share"] = sum(dice for dice, _ in asked) / sum(dice for _, dice in asked)
+    taught = [right[s.case, s.structure] for s in kinds[HELD_OUT] if (s.case, s.structure) in right]
+    if any(taught):
+        checks["held_out_share"] = np.mean([s.dice for s in kinds[HELD_OUT]]) / np.mean(taught)
     if kinds["every"]:
         wordings = defaultdict(list)
         for score in kinds["every"]:

@@ -13,11 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.activations import QuickGELUActivation
+from transformers.activations import GELUActivation, QuickGELUActivation
 from transformers.models.clipseg.modeling_clipseg import CLIPSegAttention, CLIPSegMLP
 
 QUICK_GELU_SCALE = 1.702
 PLAIN_ATTENTION = "plain"
+ONEDNN_NAMES = {nn.SiLU: ("swish", ""), GELUActivation: ("gelu", "none")}  # none: the exact function
 ROWS = 2048  # of the products for which weights are laid out; others are possible
 
 
@@ -44,8 +45,8 @@ def pack_for_cpu(net: nn.Module) -> None:
     if not _can_pack(dtype):
         return
     for layer in net.modules():
-        if isinstance(layer, CLIPSegMLP) and isinstance(layer.activation_fn, nn.SiLU):
-            _pack(layer.fc1, then="swish")
+        if isinstance(layer, CLIPSegMLP) and type(layer.activation_fn) in ONEDNN_NAMES:
+            _pack(layer.fc1, *ONEDNN_NAMES[type(layer.activation_fn)])
             layer.activation_fn = nn.Identity()
         elif isinstance(layer, CLIPSegAttention) and dtype is torch.bfloat16:
             layer.config._attn_implementation = PLAIN_ATTENTION
@@ -59,16 +60,16 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _pack(layer: nn.Linear, then: str = "none") -> None:
+def _pack(layer: nn.Linear, then: str = "none", kind: str = "") -> None:
     """Keep a layer's weights in oneDNN's layout and multiply by them there, with what follows; hooks on the layer
     stay."""
-    layer.forward = _product(layer.weight.detach(), layer.bias, then)
+    layer.forward = _product(layer.weight.detach(), layer.bias, then, kind)
     layer.weight = None
 
 
-def _product(weight: Tensor, bias: Tensor | None, then: str) -> Callable[[Tensor], Tensor]:
+def _product(weight: Tensor, bias: Tensor | None, then: str, kind: str) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    return lambda features: torch.ops.mkldnn._linear_pointwise(features, packed, bias, then, [], "")
+    return lambda features: torch.ops.mkldnn._linear_pointwise(features, packed, bias, then, [], kind)
 
 
 def _plain_attention(

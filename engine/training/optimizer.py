@@ -3,6 +3,7 @@
 On this problem a small CLIPSeg that starts from nothing needs fewer than half as many steps as with AdamW alone.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -15,17 +16,31 @@ class MuonAdamW:
     Args:
         parameters: by the names they have in the net.
         weight_decay: for all of them.
+        rates: name -> learning rate against that of the others, 1 where a name is not in it. What has a rate
+            below 1 was trained before, by AdamW, and is trained by AdamW on.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float):
-        matrices = [p for name, p in parameters.items() if ".layers." in name and p.ndim == 2]
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], weight_decay: float, rates: Mapping[str, float] | None = None
+    ):
+        rates = rates or {}
+        matrices = [p for n, p in parameters.items() if ".layers." in n and p.ndim == 2 and rates.get(n, 1) == 1]
         self._of_muon = {id(p) for p in matrices}
-        others = [p for p in parameters.values() if id(p) not in self._of_muon]
+        others: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in parameters.items():
+            if id(parameter) not in self._of_muon:
+                others[rates.get(name, 1.0)].append(parameter)
+        groups = [{"params": group, "rate": rate} for rate, group in others.items()]
         # Muon's steps are scaled to the size of AdamW's, so that one learning rate fits both
-        self._muon = Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(others, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True)
+        muon = {"weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        self._muon = Muon([{"params": matrices, "rate": 1.0}], **muon)
+        self._adamw = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True)
         self.param_groups = self._muon.param_groups + self._adamw.param_groups
         self.state = self
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = rate * group["rate"]
 
     def zero_grad(self) -> None:
         self._muon.zero_grad()

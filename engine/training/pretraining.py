@@ -1,57 +1,40 @@
-"""Train a small base on a mixture of labelled data sets, from nothing or from an earlier base."""
+"""Train a base on packed pictures of many data sets, stage by stage."""
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from engine.data import DataSet, open_data_set, wordings
-from engine.errors import UserError
-from engine.models.bases import IMAGENET_MEAN, IMAGENET_STD, Base
-from engine.models.vocabulary import train_tokenizer
+from engine.models.bases import IMAGENET_MEAN, IMAGENET_STD
 from engine.nets.clipseg import CLIPSeg
-from engine.nets.initialise import new_network
-from engine.prompts import MAXIMUM_TOKENS, OTHER_STRUCTURES, absent_from, encode_prompts
+from engine.prompts import encode_prompts
+from engine.training.changes import Changes
 from engine.training.checkpoints import load_checkpoint, save_checkpoint
 from engine.training.losses import SegmentationLoss
 from engine.training.optimizer import MuonAdamW
-from engine.training.samples import Sample, Sampler, collate
+from engine.training.recipe import ALL, DECODER, TEXT, Recipe, Stage
+from engine.training.store import PictureStore
+from engine.training.teaching import Lesson, likeness
+from engine.training.views import KeptView, frozen_encoder, hash_of_tower
 
+CHECKPOINT = "checkpoint.safetensors"
 WARM_UP_STEPS = 100
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training on squares of one size, with its own cosine schedule."""
-
-    side: int
-    batch_size: int
-    steps: int
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that determines a base; a YAML file with these keys (see Resources/Models/mini/recipe.yaml)."""
-
-    name: str
-    licence: str
-    seed: int
-    network: dict
-    sources: list[dict]
-    prompts_per_image: int
-    absent_rate: float
-    plain_rate: float
-    weight_decay: float
-    gradient_clip: float
-    stages: list[dict]
+PHRASES = 64  # beside the prompts of a step, to keep the text encoder like its teacher
+TRAINED_PARTS = {
+    TEXT: ("text.", "text_projection."),
+    DECODER: ("text.", "text_projection.", "decoder."),
+    ALL: ("",),
+}
+FROZEN_TOWER = ("vision.embeddings.", "vision.pre_layrnorm.")  # so small that any step would be large against them
 
 
 @dataclass(frozen=True)
@@ -64,148 +47,180 @@ class Step:
     loss: float
 
 
-def source_folders(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
-    """Find the recipe's data sets, each in the first of `roots` that holds it.
-
-    Raises:
-        UserError: none of the roots holds a data set.
-    """
-    folders = []
-    for source in recipe.sources:
-        folder = next((root / source["folder"] for root in roots if (root / source["folder"]).is_dir()), None)
-        if folder is None:
-            raise UserError(f"the data set {source['folder']} is in none of {', '.join(map(str, roots))}")
-        folders.append(folder)
-    return folders
-
-
-def open_sources(recipe: Recipe, roots: Sequence[Path]) -> list[DataSet]:
-    """Open the training splits of the recipe's data sets, volumes sliced in the source's planes."""
-    planes = [tuple(source.get("planes", ("axial",))) for source in recipe.sources]
-    folders = source_folders(recipe, roots)
-    return [open_data_set(folder, "train", cut) for folder, cut in zip(folders, planes, strict=True)]
-
-
-def absent_structures(recipe: Recipe, sets: Sequence[DataSet]) -> list[list[str]]:
-    """Return for each set what its pictures do not show: what sets of other regions do, and `OTHER_STRUCTURES`."""
-    absent = []
-    for data_set, source in zip(sets, recipe.sources, strict=True):
-        elsewhere = [
-            s for s, other in zip(sets, recipe.sources, strict=True) if other["region"] != source["region"]
-        ]
-        structures = {annotation.plain_prompt for s in elsewhere for annotation in s.annotations}
-        absent.append(absent_from(wordings(data_set), sorted(structures.union(OTHER_STRUCTURES))))
-    return absent
-
-
-def build(
-    recipe: Recipe, sets: Sequence[DataSet], start: Base | None = None
-) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
-    """Return a CLIPSeg with random weights, and a tokenizer learned from the prompts.
+class Pretrainer:
+    """A run of pretraining. Several processes (under `accelerate launch`) share each batch; the first one writes.
 
     Args:
-        start: a base of the same network, whose weights and tokenizer are taken instead; it may be for squares of
-            another size.
-
-    Raises:
-        UserError: `start` is of another network.
+        model: what is trained, on its device.
+        store: the training pictures.
+        lesson: of the recipe's teacher; None without one.
+        folder: of the checkpoint and of the kept views.
+        validate: called every `validate_every` steps and at the end of each stage, with the number of steps done.
     """
-    if start:
-        tokenizer = start.load_tokenizer()
-    else:
-        tokenizer = train_tokenizer(set.union(*(wordings(s) for s in sets)), recipe.network["vocabulary"])
-    torch.manual_seed(recipe.seed)
-    network = new_network(_network_config(recipe.network, tokenizer))
-    if start:
-        _take_weights(network, start)
-    return network, tokenizer
 
+    def __init__(
+        self,
+        model: CLIPSeg,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        store: PictureStore,
+        lesson: Lesson | None,
+        folder: Path,
+        validate: Callable[[int], None] = lambda done: None,
+        validate_every: int = 100,
+        save_every: int = 50,
+    ):
+        self.model, self.tokenizer, self.recipe, self.store, self.lesson = model, tokenizer, recipe, store, lesson
+        self._folder, self._validate = folder, validate
+        self._validate_every, self._save_every = validate_every, save_every
+        self._processes = Accelerator(cpu=model.device.type == "cpu")
+        self._loss = SegmentationLoss()
+        self._parameters = dict(model.named_parameters())
+        self._mean = torch.tensor(IMAGENET_MEAN, device=model.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=model.device).view(1, 3, 1, 1)
 
-def _take_weights(network: CLIPSegForImageSegmentation, start: Base) -> None:
-    weights = start.load_network().state_dict()
-    name = "clip.vision_model.embeddings.position_embedding.weight"
-    positions = network.clip.vision_model.embeddings.position_embedding.num_embeddings
-    weights[name] = _resize_positions(weights[name], positions)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{start.name} has other layers than the recipe's network; start from nothing") from error
+    @property
+    def checkpoint(self) -> Path:
+        return self._folder / CHECKPOINT
 
+    def train(
+        self,
+        on_step: Callable[[Step], None],
+        on_encoded: Callable[[int, int], None] = lambda done, total: None,
+        resume: bool = False,
+    ) -> None:
+        """Run through the stages of the recipe.
 
-def _resize_positions(weight: Tensor, count: int) -> Tensor:
-    """Return the position embeddings (1 + grid², width) interpolated to `count`; the class token's stays."""
-    old, new = (math.isqrt(n - 1) for n in (len(weight), count))
-    grid = weight[1:].T.unflatten(1, (old, old))[None]
-    resized = F.interpolate(grid, (new, new), mode="bicubic")[0].flatten(1).T
-    return torch.cat([weight[:1], resized])
+        Args:
+            on_encoded: called with pictures encoded and in all, while views are made.
+            resume: go on from the checkpoint.
 
+        Raises:
+            UserError: there is no checkpoint to go on from, or the disk is full.
+        """
+        moments, done, before = SimpleNamespace(state={}), 0, 0
+        if resume:
+            done = load_checkpoint(self.checkpoint, self._parameters, moments)[0]["done"]
+        for index, stage in enumerate(self.recipe.all_stages):
+            start = max(done - before, 0)
+            if start >= stage.steps:
+                before += stage.steps
+                continue
+            optimizer = self._optimizer(stage, moments.state if start else {})
+            views = self._views(stage, on_encoded) if stage.trains == DECODER else []
+            for number in range(start + 1, stage.steps + 1):
+                optimizer.set_learning_rate(learning_rate(stage, number))
+                loss = self._step(stage, views, np.random.default_rng([self.recipe.seed, index, number]), optimizer)
+                on_step(Step(index, number, stage.steps, loss))
+                if number % self._save_every == 0 or number == stage.steps:
+                    self._save(optimizer, before + number)
+                if stage.trains != TEXT and (number % self._validate_every == 0 or number == stage.steps):
+                    self._validate(before + number)
+            before += stage.steps
 
-def _network_config(network: dict, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
-    """Return the Hugging Face configuration of a recipe's network.
+    def _optimizer(self, stage: Stage, moments: dict) -> MuonAdamW:
+        frozen = FROZEN_TOWER if self.recipe.tower else ()
+        trained = {}
+        for name, parameter in self._parameters.items():
+            wanted = name.startswith(TRAINED_PARTS[stage.trains]) and not name.startswith(frozen)
+            parameter.requires_grad_(wanted)
+            if wanted:
+                trained[name] = parameter
+        optimizer = MuonAdamW(trained, self.recipe.weight_decay, tower_rates(trained, stage))
+        for parameter, state in moments.items():
+            optimizer.state[parameter] = state
+        return optimizer
 
-    Raises:
-        UserError: vision layers beyond the deepest extracted one, which nothing would train.
-    """
-    needed = max(network["extract_layers"]) + 1
-    if network["vision"]["num_hidden_layers"] != needed:
-        raise UserError(f"the recipe extracts vision layer {needed - 1}; give the vision {needed} layers")
-    text = {
-        **network["text"],
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": MAXIMUM_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return CLIPSegConfig(
-        vision_config={
-            **network["vision"],
-            "image_size": network["side"],
-            "patch_size": network["patch_size"],
-        },
-        text_config=text,
-        projection_dim=network["text"]["hidden_size"],
-        reduce_dim=network["reduce_dim"],
-        decoder_intermediate_size=network["decoder_intermediate_size"],
-        extract_layers=network["extract_layers"],
-        use_complex_transposed_convolution=True,
-    )
+    def _save(self, optimizer: MuonAdamW, done: int) -> None:
+        if self._processes.is_main_process:
+            save_checkpoint(self.checkpoint, self._parameters, optimizer, {"done": done})
 
+    def _views(self, stage: Stage, on_encoded: Callable[[int, int], None]) -> list[tuple[Changes, KeptView]]:
+        """Return the changes of each view and its activations, once all are made; other kept views are removed."""
+        names = [f"{self._identity(stage, view)}.fp16" for view in range(stage.views)]
+        folder = self._folder / "views"
+        for path in set(folder.glob("*.fp16")) - {folder / name for name in names}:
+            path.unlink()
+        encode_pixels = frozen_encoder(self.model)
+        shape = len(self.store), *self.model.activations_shape(self._side(stage))
+        views = []
+        for view, name in enumerate(names):
+            changes, kept = self._changes(view), KeptView(folder / name, shape)
 
-def pretrain(
-    model: CLIPSeg,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    sets: Sequence[DataSet],
-    checkpoint: Path,
-    on_step: Callable[[Step], None],
-    resume: bool = False,
-    checkpoint_every: int = 100,
-) -> None:
-    """Train all weights of `model` through the stages of a recipe.
+            def encode(pictures: Tensor, changes: Changes = changes) -> Tensor:
+                return encode_pixels(self._pixel_values(pictures, changes[pictures], self._side(stage)))
 
-    Args:
-        sets: the training sets, one for each source of the recipe.
-        checkpoint: a safetensors file that keeps weights, optimiser and place; with `resume`, where to go on.
+            if self._processes.is_main_process:
+                done, total = view * len(self.store), stage.views * len(self.store)
+                kept.fill(encode, lambda n, done=done, total=total: on_encoded(done + n, total))
+            views.append((changes, kept))
+        self._processes.wait_for_everyone()
+        return views
 
-    Several processes (under `accelerate launch` or `torch.distributed.run`) share each batch; the first one writes.
-    """
-    processes = Accelerator(cpu=model.device.type == "cpu")
-    parameters = dict(model.named_parameters())
-    optimizer = MuonAdamW(parameters, recipe.weight_decay)
-    loss_of = SegmentationLoss()
-    done = load_checkpoint(checkpoint, parameters, optimizer)[0]["done"] if resume else 0
-    for index, stage in enumerate(Stage(**values) for values in recipe.stages):
-        start, done = min(done, stage.steps), max(0, done - stage.steps)
-        batches = _batches(recipe, sets, stage, index, start, (processes.process_index, processes.num_processes))
-        for number, batch in enumerate(batches, start=start + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, number)
-            loss = _step(model, tokenizer, batch, optimizer, loss_of, recipe.gradient_clip, processes)
-            on_step(Step(index, number, stage.steps, loss))
-            if (number % checkpoint_every == 0 or number == stage.steps) and processes.is_main_process:
-                before = sum(values["steps"] for values in recipe.stages[:index])
-                save_checkpoint(checkpoint, parameters, optimizer, {"done": before + number})
+    def _identity(self, stage: Stage, view: int) -> str:
+        """Return a hash of all that the activations of a view depend on."""
+        parts = self._side(stage), self.recipe.seed, view, self.store.fingerprint, hash_of_tower(self.model)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def _changes(self, view: int) -> Changes:
+        if view == 0:
+            return Changes.none(len(self.store))
+        return Changes.draw(self.store.mirror, self.store.coloured, seed=1000 * self.recipe.seed + view)
+
+    def _side(self, stage: Stage) -> int:
+        return stage.side or self.recipe.side
+
+    def _pixel_values(self, pictures: Tensor, changes: Changes, side: int) -> Tensor:
+        images = changes.to(self.model.device).of_images(self.store.images(pictures), side)
+        return (images - self._mean) / self._std
+
+    def _step(self, stage: Stage, views: list, random: np.random.Generator, optimizer: MuonAdamW) -> float:
+        torch.manual_seed(int(random.integers(2**31)))  # of noise: equal in a resumed run
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            loss = self._phrase_loss(stage, random) if self.lesson else 0
+            if stage.trains != TEXT:
+                loss = loss + self._picture_loss(stage, views, random)
+        optimizer.zero_grad()
+        loss.backward()
+        _average_gradients(self.model, self._processes)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        optimizer.step()
+        return self._processes.reduce(loss.detach(), "mean").item()
+
+    def _phrase_loss(self, stage: Stage, random: np.random.Generator) -> Tensor:
+        """Return how much the text encoder differs from its teacher in what is like what."""
+        phrases, wanted = self.lesson.draw(stage.batch_size if stage.trains == TEXT else PHRASES, random)
+        found = likeness(self._conditions(phrases).float())
+        return self.recipe.teacher_weight * F.mse_loss(found, wanted.to(found.device))
+
+    def _picture_loss(self, stage: Stage, views: list, random: np.random.Generator) -> Tensor:
+        pictures, side = self.store.draw(stage.batch_size, random), self._side(stage)
+        if views:
+            changes, kept = views[random.integers(len(views))]
+            changes = changes[pictures]
+        else:
+            kept = None
+            seed = int(random.integers(2**31))
+            changes = Changes.draw(self.store.mirror[pictures], self.store.coloured[pictures], seed)
+        prompts, masks = self.store.ask(pictures, changes.mirrored, self.recipe.asking, random)
+        share = slice(self._processes.process_index, None, self._processes.num_processes)
+        each = self.recipe.prompts_per_image
+        prompts = [p for i in range(len(pictures))[share] for p in prompts[i * each : (i + 1) * each]]
+        pictures, changes, masks = pictures[share], changes[share], masks[share]
+        if kept is None:
+            maps = self.model.encode_images(self._pixel_values(pictures, changes, side))
+        else:
+            maps = self.model.reduce(kept[pictures].to(self.model.device).float())
+        logits = self.model.decode(maps.repeat_interleave(each, dim=0), self._conditions(prompts)).float()
+        wanted = changes.to(self.model.device).of_masks(self.store.masks(masks), side)
+        return self._loss(logits, wanted.flatten(0, 1))
+
+    def _conditions(self, prompts: list[str]) -> Tensor:
+        """Return the condition vectors of prompts, of which many may be equal."""
+        different = sorted(set(prompts))
+        encoded = self.model.encode_prompts(encode_prompts(self.tokenizer, different).to(self.model.device))
+        place = {prompt: index for index, prompt in enumerate(different)}
+        return encoded[[place[prompt] for prompt in prompts]]
 
 
 def learning_rate(stage: Stage, number: int) -> float:
@@ -214,63 +229,11 @@ def learning_rate(stage: Stage, number: int) -> float:
     return stage.learning_rate * min(1.0, number / WARM_UP_STEPS) * max(cosine, 0.01)
 
 
-def _batches(
-    recipe: Recipe, sets: Sequence[DataSet], stage: Stage, index: int, start: int, share: tuple[int, int]
-) -> Iterator[list[Sample]]:
-    """Yield the batches of a stage after `start` steps; `share` is this process and the number of them."""
-    process, processes = share
-    samplers = _samplers(recipe, sets, stage.side)
-    present = [[i for i, a in enumerate(s.annotations) if a.present is not False] for s in sets]
-    weights = np.array([source["weight"] for source in recipe.sources], float)
-    for number in range(start, stage.steps):
-        random = np.random.default_rng([recipe.seed, index, number])
-        samples = []
-        for place, source in enumerate(random.choice(len(sets), stage.batch_size, p=weights / weights.sum())):
-            position = present[source][random.integers(len(present[source]))]
-            if place % processes == process:
-                samples.append(samplers[source].draw(position, (recipe.seed, index, number, place)))
-        yield samples
-
-
-def _samplers(recipe: Recipe, sets: Sequence[DataSet], side: int) -> list[Sampler]:
-    return [
-        Sampler(
-            data_set,
-            side,
-            augment=True,
-            mirror=source["mirror"],
-            absent_prompts=absent,
-            absent_rate=recipe.absent_rate,
-            plain_rate=recipe.plain_rate,
-            prompts_per_image=recipe.prompts_per_image,
-        )
-        for data_set, source, absent in zip(sets, recipe.sources, absent_structures(recipe, sets), strict=True)
-    ]
-
-
-def _step(
-    model: CLIPSeg,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: list[Sample],
-    optimizer: MuonAdamW,
-    loss_of: SegmentationLoss,
-    clip: float,
-    processes: Accelerator,
-) -> float:
-    images = torch.stack([sample.image for sample in batch]).to(model.device)
-    prompts, masks = collate(batch)
-    mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
-    pixel_values = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    input_ids = encode_prompts(tokenizer, prompts).to(model.device)
-    with torch.autocast(model.device.type, torch.bfloat16):
-        logits = model(pixel_values, input_ids)
-    loss = loss_of(logits.float(), masks.to(logits.device))
-    optimizer.zero_grad()
-    loss.backward()
-    _average_gradients(model, processes)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return processes.reduce(loss.detach(), "mean").item()
+def tower_rates(names: Iterable[str], stage: Stage) -> dict[str, float]:
+    """Return the rates of the vision layers' parameters against the stage's rate, lower for shallower layers."""
+    depths = {n: int(n.split(".")[3]) for n in names if n.startswith("vision.encoder.layers.")}
+    deepest = max(depths.values(), default=0)
+    return {name: stage.tower_rate * stage.depth_decay ** (deepest - depth) for name, depth in depths.items()}
 
 
 def _average_gradients(model: CLIPSeg, processes: Accelerator) -> None:

@@ -172,6 +172,8 @@ def test_prompt_checks_can_be_counted_by_hand():
         score(0.0, case="d", found=0.0),
         score(0.8, "every", case="a"),
         score(0.4, "every", case="a", prompt="round thing"),
+        score(0.6, "held out", case="a", prompt="roundel"),
+        score(0.6, "held out", case="b", prompt="roundel"),
     ]
     checks = prompt_checks(scores)
     assert checks == pytest.approx(
@@ -179,15 +181,16 @@ def test_prompt_checks_can_be_counted_by_hand():
             "false_positive_share": 0.1,
             "false_positive_rate": 1 / 3,
             "absent_prompts": 3,
-            "missed_rate": 0.2,
-            "present_prompts": 5,
+            "missed_rate": 1 / 7,
+            "present_prompts": 7,
+            "held_out_share": 1.2 / 1.4,
             "surviving_share": 0.2 / 1.4,
             "paraphrase_spread": 0.2,
         },
         abs=1e-4,
     )
     assert prompt_checks([score(0.8)]) == {"missed_rate": 0.0, "present_prompts": 1}
-    assert presence_rates(scores) == Rates(pytest.approx(1 / 3), pytest.approx(0.2), absent=3, present=5)
+    assert presence_rates(scores) == Rates(pytest.approx(1 / 3), pytest.approx(1 / 7), absent=3, present=7)
     assert presence_rates([score(0.8)]) is None
     not_asked = score(1.0, case="c")  # whose Dice with the plain prompt says nothing about the wrong one
     assert prompt_checks([*scores, not_asked])["surviving_share"] == checks["surviving_share"]
@@ -218,6 +221,21 @@ def test_the_command_writes_scores_summaries_and_a_picture(evaluate_command, pic
     low, high = summary["prompts"]["plain"]["disc"]["iou_interval"]
     assert f"({low:.3f} – {high:.3f})" in text and "Dice against" not in text
     assert imread(out / "cases.png").shape[1] > 1000
+
+
+def test_held_out_wordings_are_asked_for_and_in_vain(evaluate_command, pictures, everywhere, tmp_path):
+    words = tmp_path / "words.yaml"
+    words.write_text("disc: {trained: [disc], held_out: [Roundel]}\nliver: {trained: [liver], held_out: [hepar]}")
+    arguments = ["--data", pictures, "--split", "train", "--adapter", tmp_path / "everywhere", "--held-out", words]
+    code, _, errors = evaluate_command(*arguments, "-o", tmp_path / "out")
+    assert code == 0, errors
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        asked = [(row["kind"], row["prompt"]) for row in csv.DictReader(file) if row["case"] == "1.png"]
+    assert asked == [("plain", "disc"), ("held out", "Roundel"), ("wrong", "hepar")]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["adapters"]
+    assert (
+        summary[str(tmp_path / "everywhere")]["prompt_checks"]["held_out_share"] == 1.0
+    )  # it finds all everywhere
 
 
 def test_adapters_are_compared_case_by_case(evaluate_command, volumes, everywhere, tiny_base, tmp_path):

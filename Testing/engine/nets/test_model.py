@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers.activations import GELUActivation
 
 from engine.models.bases import open_base
 from engine.nets.adapter import BaseShape
@@ -105,6 +107,18 @@ def test_a_net_that_is_prepared_for_the_cpu_gives_what_it_gave(network, inputs, 
     assert net.vision.encoder.layers[0].mlp.fc1.weight is None  # or nothing was prepared
     for values, reference in zip(ours, expected, strict=True):
         assert (values - reference).norm() < tolerance * reference.norm()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
+def test_a_tower_with_the_exact_gelu_is_prepared_too(network, inputs):
+    net = CLIPSeg(network).eval()
+    for layer in net.vision.encoder.layers:
+        layer.mlp.activation_fn = GELUActivation()
+    with torch.no_grad():
+        expected = net.encode_images(inputs[0])
+        pack_for_cpu(net)
+        assert all(isinstance(layer.mlp.activation_fn, nn.Identity) for layer in net.vision.encoder.layers)
+        torch.testing.assert_close(net.encode_images(inputs[0]), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(network, inputs):

@@ -17,9 +17,8 @@ import torch
 import yaml
 from conftest import PATIENCE_SECONDS, ROOT, SIDE, ball, files, run_command, wait_until
 from safetensors.torch import load_file
-from transformers import CLIPSegForImageSegmentation
 
-from engine import pretrain, train
+from engine import train
 from engine.data import open_data_set
 from engine.errors import UserError
 from engine.evaluation.metrics import dice
@@ -34,8 +33,6 @@ from engine.training import activations
 from engine.training.activations import ActivationCache, choose_place
 from engine.training.losses import LOSSES, ReferenceLoss, SegmentationLoss
 from engine.training.plan import Plan
-from engine.training.pretraining import Recipe, Stage, build, learning_rate, open_sources
-from engine.training.pretraining import pretrain as pretrain_model
 from engine.training.samples import Sampler
 from engine.training.trainer import Trainer
 
@@ -394,140 +391,6 @@ def test_missing_data_is_refused_in_one_line(train_command, tmp_path):
     code, _, errors = train_command("--data", tmp_path / "nothing", "-o", tmp_path / "out")
     assert code == 2 and errors.startswith("error: ") and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def recipe(pictures, volumes, tmp_path):
-    """A recipe for a tiny base on both data sets; the roots of the data sets are the file's folder."""
-    widths = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
-    values = {
-        "name": "small",
-        "licence": "CC0-1.0",
-        "seed": 1,
-        "network": {
-            "vision": widths | {"num_hidden_layers": 3},
-            "text": widths,
-            "side": SIDE,
-            "patch_size": 16,
-            "reduce_dim": 16,
-            "decoder_intermediate_size": 32,
-            "extract_layers": [0, 1, 2],
-            "vocabulary": 300,
-        },
-        "sources": [
-            {"folder": pictures.name, "region": "sky", "weight": 1, "mirror": True},
-            {
-                "folder": volumes.name,
-                "region": "court",
-                "weight": 1,
-                "mirror": False,
-                "planes": ["axial", "coronal"],
-            },
-        ],
-        "prompts_per_image": 2,
-        "absent_rate": 0.1,
-        "plain_rate": 0.5,
-        "weight_decay": 0.01,
-        "gradient_clip": 1.0,
-        "stages": [
-            {"side": SIDE // 2, "batch_size": 4, "steps": 6, "learning_rate": 1.0e-3},
-            {"side": SIDE, "batch_size": 2, "steps": 4, "learning_rate": 1.0e-3},
-        ],
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    return tmp_path / "recipe.yaml"
-
-
-def test_a_base_is_pretrained_and_segments(recipe, tmp_path, monkeypatch, capsys, pictures):
-    out = tmp_path / "small"
-    arguments = ["--recipe", recipe, "--data", recipe.parent, "-o", out, "--device", "cpu"]
-    code, _, errors = run_command(monkeypatch, capsys, pretrain.main, *arguments)
-    assert code == 0, errors
-    card = json.loads((out / "card.json").read_text())
-    assert card["licence"] == "CC0-1.0" and card["data_sets"] == {"discs": ["disc"], "balls": ["ball", "cube"]}
-    assert card["sha256"] == open_base(str(out)).sha256
-    assert card["metrics"].keys() == {"discs, test split, plain class prompt"}
-    rates = card["presence"]["all data sets, validation splits"]
-    assert (rates["present"], rates["absent"]) == (
-        3,
-        2,
-    )  # a disc, a ball and a cube; each set asked for the other's
-    assert card["presence_threshold"] == open_base(str(out)).presence_threshold
-    assert CLIPSegForImageSegmentation.from_pretrained(out).config.reduce_dim == 16
-    segmenter = Segmenter(base=str(out), device="cpu")
-    segmenter.set_volume(read_volume(pictures / "images" / "3.png"))
-    assert 0 < segmenter.segment("disc").probability.mean() < 1
-
-
-def test_pretraining_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, tmp_path):
-    values = Recipe(**yaml.safe_load(recipe.read_text()))
-    sets = open_sources(values, [recipe.parent])
-
-    def trained(checkpoint, stop_at=None, resume=False):
-        network, tokenizer = build(values, sets)
-        steps = []
-
-        def on_step(step):
-            steps.append((step.stage, step.number))
-            if steps[-1] == stop_at:
-                raise KeyboardInterrupt
-
-        model = CLIPSeg(network, freeze=False)
-        with contextlib.suppress(KeyboardInterrupt):
-            pretrain_model(model, tokenizer, values, sets, checkpoint, on_step, resume, checkpoint_every=2)
-        return model.state_dict(), steps
-
-    whole, _ = trained(tmp_path / "whole.safetensors")
-    trained(tmp_path / "parts.safetensors", stop_at=(1, 3))
-    parts, steps = trained(tmp_path / "parts.safetensors", resume=True)
-    assert steps == [(1, 3), (1, 4)]
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-def test_two_processes_pretrain_what_one_does(recipe, tmp_path, monkeypatch, capsys):
-    arguments = ["--recipe", recipe, "--data", recipe.parent, "--device", "cpu", "-o"]
-    assert run_command(monkeypatch, capsys, pretrain.main, *arguments, tmp_path / "one")[0] == 0
-    result = launch([*arguments, tmp_path / "two"], 2, "engine.pretrain")
-    assert result.returncode == 0, result.stderr
-    one, two = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
-    gradients = [name for name in one if name.endswith("momentum_buffer")]  # what the steps went by, on the whole
-    assert gradients and all((one[n] - two[n]).norm() < 0.5 * one[n].norm() for n in gradients)
-
-
-def test_a_base_starts_from_an_earlier_one_of_another_size(recipe, tmp_path, monkeypatch, capsys):
-    arguments = ["--recipe", recipe, "--data", recipe.parent, "--device", "cpu", "-o"]
-    assert run_command(monkeypatch, capsys, pretrain.main, *arguments, tmp_path / "first")[0] == 0
-    first = open_base(str(tmp_path / "first"))
-    values = yaml.safe_load(recipe.read_text())
-    values["network"]["side"] = 2 * SIDE
-    network, tokenizer = build(Recipe(**values), open_sources(Recipe(**values), [recipe.parent]), first)
-    assert tokenizer.get_vocab() == first.load_tokenizer().get_vocab()
-    old, new = first.load_network().state_dict(), network.state_dict()
-    resized = {name for name in old if old[name].shape != new[name].shape}
-    assert resized == {"clip.vision_model.embeddings.position_embedding.weight"}
-    assert all(torch.equal(old[name], new[name]) for name in old.keys() - resized)
-    name = resized.pop()
-    assert torch.equal(old[name][0], new[name][0])
-    grids = [weights[name][1:].mean(0) for weights in (old, new)]
-    assert torch.allclose(*grids, atol=0.02) and grids[0].abs().max() > 0
-
-    values["network"]["vision"] = {**values["network"]["vision"], "intermediate_size": 8}
-    with pytest.raises(UserError, match="has other layers"):
-        build(Recipe(**values), open_sources(Recipe(**values), [recipe.parent]), first)
-
-
-def test_the_learning_rate_rises_then_falls_to_a_hundredth():
-    stage = Stage(side=SIDE, batch_size=1, steps=1000, learning_rate=1.0)
-    rates = [learning_rate(stage, number) for number in range(1, 1001)]
-    assert rates[0] == pytest.approx(0.01, rel=0.01) and max(rates) > 0.97
-    assert 80 < int(np.argmax(rates)) < 120
-    assert rates[-1] == pytest.approx(0.01)
-
-
-def test_a_data_set_that_is_missing_is_named(recipe, tmp_path):
-    values = Recipe(**yaml.safe_load(recipe.read_text()))
-    with pytest.raises(UserError, match="discs is in none of"):
-        open_sources(values, [tmp_path / "elsewhere"])
 
 
 def full_beyond(count, forward):
