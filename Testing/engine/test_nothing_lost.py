@@ -168,18 +168,25 @@ def test_a_disk_that_takes_nothing_more_is_one_line_and_keeps_the_old_files(comm
         assert {name: (disk / name).read_bytes() for name in files(disk) - {"filler"}} == before
 
 
-def test_a_folder_that_vanishes_meanwhile_is_a_clear_message(tmp_path, tiny_adapter):
+def test_a_folder_that_vanishes_meanwhile_is_made_again_unless_a_file_is_in_its_place(tmp_path, tiny_adapter):
     folder = tmp_path / "out"
     folder.mkdir()
+    segmenter = Segmenter(str(tiny_adapter), device="cpu")
     volume = Volume(np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
-    with pytest.raises(UserError, match=r"cannot write .*out\.seg\.nrrd: No such file"):
-        segment_study(
-            Segmenter(str(tiny_adapter), device="cpu"),
-            volume,
-            Request(("brain",)),
-            Outputs(folder / "out.seg.nrrd"),
-            lambda step, done, total: shutil.rmtree(folder, ignore_errors=True),
-        )
+    study = segmenter, volume, Request(("brain",)), Outputs(folder / "out.seg.nrrd")
+
+    def vanish(*step: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def become_a_file(*step: object) -> None:
+        vanish()
+        folder.write_text("precious")
+
+    segment_study(*study, vanish)
+    assert files(folder) == {"out.seg.nrrd"}
+    with pytest.raises(UserError, match=r"the output folder .*out cannot be made: File exists"):
+        segment_study(*study, become_a_file)
+    assert folder.read_text() == "precious"
 
 
 def test_a_report_vouches_only_for_the_files_that_it_was_written_with(command, scan, tmp_path):
