@@ -92,10 +92,15 @@ def clip_bases(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def made_adapter(tmp_path_factory, tiny_base) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("made") / "adapter", tiny_base)
+
+
 @pytest.fixture
-def tiny_adapter(tmp_path, tiny_base) -> Path:
+def tiny_adapter(tmp_path, made_adapter) -> Path:
     """A dense adapter bundle for the tiny base, with random weights."""
-    return make_adapter(tmp_path / "adapter", tiny_base)
+    return shutil.copytree(made_adapter, tmp_path / "adapter")
 
 
 @pytest.fixture(scope="session")
