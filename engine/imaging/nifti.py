@@ -226,10 +226,9 @@ def _by_sform(header: _Header) -> tuple[np.ndarray, np.ndarray] | None:
     An empty one is none, if there is a qform."""
     if header.codes[1] <= 0 or (header.codes[0] > 0 and not header.sform.any()):
         return None
-    matrix, origin = RAS_TO_LPS @ header.sform[:, :3], RAS_TO_LPS @ header.sform[:, 3]
-    if not (np.abs(header.sform) < LARGEST).all() or is_degenerate(matrix):
+    if not (np.abs(header.sform) < LARGEST).all() or is_degenerate(header.sform[:, :3]):
         raise UserError(f"{header.path} has a direction matrix (sform) that cannot be inverted; mend its header")
-    return matrix, origin
+    return RAS_TO_LPS @ header.sform[:, :3], RAS_TO_LPS @ header.sform[:, 3]
 
 
 def _by_qform(header: _Header, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

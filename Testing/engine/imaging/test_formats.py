@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import struct
+import warnings
 import zlib
 
 import nibabel as nib
@@ -202,6 +203,10 @@ def test_an_empty_sform_leaves_the_qform_and_a_wrong_one_does_not(tmp_path):
     np.testing.assert_allclose(places_mm(read_volume(path)), in_lps(PLACE), rtol=1e-5)
     with pytest.raises(UserError, match="cannot be inverted"):
         read_volume(patched(path, (252, "2h", (0, 1))))
+    for bad in (np.inf, np.nan, 1e30):
+        with pytest.raises(UserError, match="cannot be inverted"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_volume(patched(path, (280, "f", (bad,))))
     with pytest.raises(UserError, match="two ways"):
         read_volume(patched(path, (252, "2h", (1, 1)), (280, "12f", (5, 0, 0, 0, 0, 5, 0, 0, 0, 0, 5, 0))))
 
