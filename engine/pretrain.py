@@ -24,6 +24,7 @@ def main() -> None:
         type=Path,
         help="folder of the packed pictures; what is missing is packed there (default: OUTPUT/packed)",
     )
+    parser.add_argument("--card-only", action="store_true", help="calibrate and measure the base in OUTPUT alone")
     parser.add_argument(
         "--pack-only", action="store_true", help="end once all is packed, to train on another machine"
     )

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -17,6 +16,7 @@ from transformers import CLIPSegForImageSegmentation, PreTrainedTokenizerBase, P
 
 from engine.cli import progress_bar
 from engine.data import DataSet, open_splits, wordings
+from engine.errors import UserError
 from engine.evaluation.measuring import by_structure, evaluate, means, presences
 from engine.files import check_folder, make_folder, write_text
 from engine.models.bases import IMAGENET_MEAN, IMAGENET_STD, Base, hash_weights, open_base
@@ -37,43 +37,53 @@ from engine.training.trainer import among_processes
 from engine.training.validation import Validator
 from engine.version import __version__
 
+CARD = "card.json"
+
 
 @among_processes()
 def run(options: argparse.Namespace) -> None:
     recipe = Recipe.read(options.recipe)
     packed = options.packed or options.output / "packed"
+    if options.card_only and not options.data:
+        raise UserError("figures need the data sets; add --data")
     check_folder(options.output)
     if options.resume:
         check_checkpoint(options.output / CHECKPOINT)
     device = choose_device(options.device)
     options.device = str(device)
     processes = Accelerator(cpu=device.type == "cpu")
-    if options.data and processes.is_main_process:
+    if options.data and not options.card_only and processes.is_main_process:
         pack_all(recipe, options.data, packed)
     processes.wait_for_everyone()
     if options.pack_only:
         return
-    started = time.time()
-    device = processes.device if processes.num_processes > 1 else device
-    network = train(recipe, packed, options, device, processes.is_main_process)
-    if not processes.is_main_process:
-        return
-    (options.output / "card.json").unlink(missing_ok=True)  # it would describe other weights until the end
-    network.half().save_pretrained(options.output)
-    _write_json(
-        options.output / "preprocessor_config.json",
-        {"size": {"height": recipe.side, "width": recipe.side}}
-        | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-    )
-    if not options.data:
-        print("no card, calibration or figures without the data sets; add --data and --resume where they are")
-        return
+    if not options.card_only:
+        device = processes.device if processes.num_processes > 1 else device
+        network = train(recipe, packed, options, device, processes.is_main_process)
+        if processes.is_main_process:
+            save(network, recipe, options.output)
+    if options.data and processes.is_main_process:
+        write_card(recipe, options)
+
+
+def save(network: CLIPSegForImageSegmentation, recipe: Recipe, folder: Path) -> None:
+    """Write a base without its tokenizer, which is there, and without a card."""
+    (folder / CARD).unlink(missing_ok=True)  # it would describe other weights
+    network.half().save_pretrained(folder)
+    size = {"height": recipe.side, "width": recipe.side}
+    settings = {"size": size, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    _write_json(folder / "preprocessor_config.json", settings)
+
+
+def write_card(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Calibrate and measure a base, and write what came of it."""
     sets = open_sources(recipe, options.data)
-    calibration = calibrate_base(options.output, recipe, [s["val"] for s in sets], str(device))
-    card = _card(recipe, [s["train"] for s in sets], calibration, options, time.time() - started)
-    _write_json(options.output / "card.json", card)  # so that the figures are those with its presence threshold
-    metrics = measure(options.output, source_folders(recipe, options.data), str(device))
-    _write_json(options.output / "card.json", card | {"metrics": metrics})
+    (options.output / CARD).unlink(missing_ok=True)
+    calibration = calibrate_base(options.output, recipe, [s["val"] for s in sets], options.device)
+    card = _card(recipe, [s["train"] for s in sets], calibration, options)
+    _write_json(options.output / CARD, card)  # so that the figures are those with its presence threshold
+    metrics = measure(options.output, source_folders(recipe, options.data), options.device)
+    _write_json(options.output / CARD, card | {"metrics": metrics})
 
 
 def pack_all(recipe: Recipe, roots: Sequence[Path], packed: Path) -> None:
@@ -205,7 +215,6 @@ def _card(
     sets: Sequence[DataSet],
     calibration: Calibration | None,
     options: argparse.Namespace,
-    seconds: float,
 ) -> dict:
     presence = {"presence_threshold": calibration.threshold} if calibration else {}
     if calibration:
@@ -217,7 +226,7 @@ def _card(
         "intended_use": "Research only; not a medical device.",
         "data_sets": {s.name: sorted({a.plain_prompt for a in s.annotations}) for s in sets},
         **presence,
-        "training": {"seconds": round(seconds), "device": options.device, "stages": recipe.stages},
+        "training": {"stages": recipe.stages},
         "created": date.today().isoformat(),
         "engine_version": __version__,
     }

@@ -155,7 +155,7 @@ def read_pack(folder: Path) -> PackedSet:
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise UserError(f"{folder} holds no packed pictures")
+        raise UserError(f"{folder} holds no packed pictures; pack them by --data")
     images, masks, labelled = [], [], []
     pictures = count = 0
     for path in paths:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ class PictureStore:
     def _asked(self, picture: int, asking: Asking, random: np.random.Generator) -> list[tuple[str, int]]:
         shown, missing = self._shown[picture], self._missing[picture]
         rarity = np.array([item[2] for item in shown])
-        order = iter(random.choice(len(shown), len(shown), False, rarity / rarity.sum()) if shown else ())
+        order = cycle(random.choice(len(shown), len(shown), False, rarity / rarity.sum()) if shown else ())
         elsewhere = self._elsewhere[self._set_of[picture]]
         asked = []
         for _ in range(asking.prompts_per_image):

@@ -22,7 +22,7 @@ from engine.prompts import encode_prompts
 from engine.training.packing import Labelled, PackedSet, unpack_masks
 from engine.training.views import ENCODED_AT_ONCE, frozen_encoder, hash_of_tower
 
-LARGEST_SET = 100  # structures of a set that are looked at
+LARGEST_SET, FEWEST = 60, 6  # masks of a set, and of one of its structures, that are looked at
 AT_A_TIME = 16
 
 
@@ -51,7 +51,7 @@ class Validator:
         self._table = folder / "validation.csv"
         self.rows = _read_rows(self._table) if self._table.is_file() else []
         self._started = time.time() - max((row.seconds for row in self.rows), default=0)
-        self._activations: dict[str, Tensor] = {}
+        self._activations: dict[str, dict[int, Tensor]] = {}
         self._tower = ""
 
     @property
@@ -70,8 +70,7 @@ class Validator:
             write_tensors(self.best_weights, self._model.state_dict(), {"step": str(step)})
 
     def _measure(self, packed: PackedSet, step: int) -> list[Row]:
-        shown = [item for item in packed.labelled if item.mask is not None]
-        shown = shown[:: -(-len(shown) // LARGEST_SET)]
+        shown = _looked_at(packed)
         scores: dict[str, list[float]] = defaultdict(list)
         for start in range(0, len(shown), AT_A_TIME):
             items = shown[start : start + AT_A_TIME]
@@ -82,25 +81,29 @@ class Validator:
 
     @torch.inference_mode()
     def _dice(self, packed: PackedSet, items: Sequence[Labelled]) -> list[float]:
-        pictures = torch.tensor([item.picture for item in items])
         input_ids = encode_prompts(self._tokenizer, [item.plain_prompt for item in items]).to(self._model.device)
-        activations = self._activations_of(packed)[pictures].to(self._model.device).float()
+        kept = self._activations_of(packed)
+        activations = torch.stack([kept[item.picture] for item in items]).to(self._model.device).float()
         with torch.autocast(self._model.device.type, torch.bfloat16):
             found = self._model.decode(self._model.reduce(activations), self._model.encode_prompts(input_ids)) > 0
         truth = unpack_masks(packed.masks[[item.mask for item in items]]).to(found.device) > 0
         counts = torch.stack([(found & truth).sum((1, 2)), found.sum((1, 2)), truth.sum((1, 2))], dim=1)
         return [dice(*row) for row in counts.tolist()]
 
-    def _activations_of(self, packed: PackedSet) -> Tensor:
-        """Return the activations of a set's pictures, as fp16 on the CPU; kept while the tower stays as it is."""
+    def _activations_of(self, packed: PackedSet) -> dict[int, Tensor]:
+        """Return the activations of a set's pictures that are looked at, by their numbers, as fp16 on the CPU; kept
+        while the tower stays as it is."""
         if (tower := hash_of_tower(self._model)) != self._tower:
             self._tower, self._activations, self._encode = tower, {}, frozen_encoder(self._model)
         if packed.name not in self._activations:
             mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-            parts = packed.images.split(ENCODED_AT_ONCE)
-            pixels = ((part.expand(-1, 3, -1, -1) / 255 - mean) / std for part in parts)
-            encoded = [self._encode(values.to(self._model.device)).to("cpu", torch.float16) for values in pixels]
-            self._activations[packed.name] = torch.cat(encoded)
+            numbers = torch.tensor(sorted({item.picture for item in _looked_at(packed)}))
+            kept = {}
+            for part in numbers.split(ENCODED_AT_ONCE):
+                pixels = (packed.images[part].expand(-1, 3, -1, -1) / 255 - mean) / std
+                encoded = self._encode(pixels.to(self._model.device)).to("cpu", torch.float16)
+                kept |= dict(zip(part.tolist(), encoded, strict=True))
+            self._activations[packed.name] = kept
         return self._activations[packed.name]
 
     def _draw_curves(self) -> None:
@@ -116,6 +119,16 @@ class Validator:
         figure.legend(loc="outside right upper", fontsize="small")
         with replacing(self._table.with_suffix(".png")) as path:
             figure.savefig(path)
+
+
+def _looked_at(packed: PackedSet) -> list[Labelled]:
+    """Return some of what a set's pictures show, of each structure as many, spread evenly."""
+    shown: dict[str, list[Labelled]] = defaultdict(list)
+    for item in packed.labelled:
+        if item.mask is not None:
+            shown[item.plain_prompt].append(item)
+    each = max(FEWEST, LARGEST_SET // max(1, len(shown)))
+    return [item for items in shown.values() for item in items[:: -(-len(items) // each)]]
 
 
 def means_by_set(rows: Iterable[Row], step: int) -> dict[str, float]:
