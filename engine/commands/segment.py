@@ -30,7 +30,7 @@ from engine.segmentation.batch import (
 from engine.segmentation.cluster import segment_on_cluster
 from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
 from engine.segmentation.segmenter import Segmenter
-from engine.segmentation.studies import segment_study
+from engine.segmentation.studies import segment_study, size
 
 SUMMARY = "summary.csv"  # in an output folder: how each study ended
 
@@ -143,10 +143,9 @@ def _store(study: Study, order: Order) -> None:
 
 
 def _print_report(report: dict) -> None:
-    table = Table("prompt", "volume (ml)", "presence", "seconds")
+    table = Table("prompt", "size", "presence", "seconds")
     for row in report["results"]:
-        result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
-        table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
+        table.add_row(escape(row["prompt"]), size(row), f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
     Console().print(table)
     print(f"{report['seconds_encoding']:.1f} s to encode the scan on {report['device']} in {report['precision']}")
 

@@ -58,6 +58,21 @@ def names_other_files(path: Path) -> bool:
     return False
 
 
+def says_spacing(path: Path) -> bool:
+    """Whether an NRRD or a MetaImage says how far its voxels lie apart; SimpleITK takes 1 mm where it does not.
+
+    Raises:
+        UserError: it cannot be read, or its header has no end.
+    """
+    if path.name.lower().endswith((".nrrd", ".nhdr")):
+        head, _ = _head(path, NRRD_END)
+        return (
+            re.search(rb"^[ \t]*(spacings|space directions)[ \t]*:", head, re.IGNORECASE | re.MULTILINE) is not None
+        )
+    head, _ = _head(path, META_END)
+    return re.search(rb"^[ \t]*Element(Spacing|Size)[ \t]*=", head, re.IGNORECASE | re.MULTILINE) is not None
+
+
 def check_nrrd(path: Path) -> None:
     """Refuse an NRRD whose header is too long, not of numbers where it must be, or promises more voxels than its
     file can hold.

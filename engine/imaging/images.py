@@ -15,7 +15,8 @@ def volume_from_image(image: sitk.Image, **attributes: Any) -> Volume:
         return Volume(voxels, *geometry, **attributes)
     (a, b, c, d), spacing, origin = image.GetDirection(), image.GetSpacing(), image.GetOrigin()
     direction = (a, b, 0.0, c, d, 0.0, 0.0, 0.0, 1.0)
-    return Volume(voxels[None], (*spacing, 1.0), (*origin, 0.0), direction, flat=True, **attributes)
+    known = {"spacing_known": (True, True, False)} | attributes  # a plane has no thickness
+    return Volume(voxels[None], (*spacing, 1.0), (*origin, 0.0), direction, flat=True, **known)
 
 
 def image_from_volume(volume: Volume) -> sitk.Image:

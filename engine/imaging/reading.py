@@ -13,13 +13,14 @@ from engine.errors import UserError
 from engine.imaging.dicom import archive
 from engine.imaging.dicom.reading import open_file, open_folder
 from engine.imaging.dicom.series import is_dicom, is_scan, pixel_bytes, series_folders
-from engine.imaging.headers import check_metaimage, check_nrrd
+from engine.imaging.headers import check_metaimage, check_nrrd, says_spacing
 from engine.imaging.images import volume_from_image
 from engine.imaging.nifti import check_nifti
 from engine.imaging.volumes.volume import Volume
 from engine.imaging.whole import check_compressed, check_picture
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+TEXT_HEADERS = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", *TEXT_HEADERS)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_SUFFIXES = VOLUME_SUFFIXES + PICTURE_SUFFIXES
 MOST_LISTED = 20  # frames that a message names
@@ -94,7 +95,10 @@ class _Image:
     title: str = ""
 
     def read(self, resample: bool) -> Volume:
-        return volume_from_image(_colours(self.image, self.path), name=self.path.name)
+        suffix = image_suffix(self.path)
+        unknown = suffix in PICTURE_SUFFIXES or (suffix in TEXT_HEADERS and not says_spacing(self.path))
+        known = {"spacing_known": (False, False, False)} if unknown else {}
+        return volume_from_image(_colours(self.image, self.path), name=self.path.name, **known)
 
 
 @dataclass(frozen=True)
