@@ -64,13 +64,10 @@ def says_spacing(path: Path) -> bool:
     Raises:
         UserError: it cannot be read, or its header has no end.
     """
-    if path.name.lower().endswith((".nrrd", ".nhdr")):
-        head, _ = _head(path, NRRD_END)
-        return (
-            re.search(rb"^[ \t]*(spacings|space directions)[ \t]*:", head, re.IGNORECASE | re.MULTILINE) is not None
-        )
-    head, _ = _head(path, META_END)
-    return re.search(rb"^[ \t]*Element(Spacing|Size)[ \t]*=", head, re.IGNORECASE | re.MULTILINE) is not None
+    is_nrrd = path.name.lower().endswith((".nrrd", ".nhdr"))
+    head, _ = _head(path, NRRD_END if is_nrrd else META_END)
+    names = rb"spacings|space directions" if is_nrrd else rb"ElementSpacing|ElementSize"
+    return re.search(rb"^[ \t]*(" + names + rb")[ \t]*[:=]", head, re.IGNORECASE | re.MULTILINE) is not None
 
 
 def check_nrrd(path: Path) -> None:

@@ -111,7 +111,7 @@ def grid_of(node: "slicer.vtkMRMLScalarVolumeNode") -> Grid:
 
 
 def _is_spacing_known(node: "slicer.vtkMRMLScalarVolumeNode") -> bool:
-    """Return whether a node's spacing is more than Slicer's stand-in of 1 mm for films and stacks of photographs."""
+    """Return whether a node's spacing is more than Slicer's stand-in of 1 mm for films and stacks of pictures."""
     if node.GetAttribute(SPACING_UNKNOWN):
         return False
     films = node.IsA("vtkMRMLVectorVolumeNode") or modality_of(node) in PICTURES

@@ -13,7 +13,7 @@ from pydicom.uid import MediaStorageDirectoryStorage, SegmentationStorage
 from engine.errors import UserError
 from engine.imaging.dicom.files import UNREADABLE, read_header
 from engine.imaging.dicom.pixels import check_size, declared_bytes
-from engine.imaging.dicom.stacks import TELLING
+from engine.imaging.dicom.telling import TELLING
 
 HEADER_TAGS = (
     "SOPClassUID",
@@ -52,6 +52,7 @@ HEADER_TAGS = (
     "EnergyWindowVector",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "DimensionIndexSequence",
     *TELLING,
 )
 NO_SCANS = (MediaStorageDirectoryStorage, SegmentationStorage)

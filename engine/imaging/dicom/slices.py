@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 
 from engine.errors import UserError
+from engine.imaging.dicom.groups import attributes_of_frame
 
 RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")  # image types of NM whose frames are slices
 NM_VECTORS = {  # what else parts the frames of NM, and by which attribute of other images that is told
@@ -118,7 +119,7 @@ def _put(values: pydicom.Dataset, keyword: str, value: object) -> None:
 
 
 def _grouped(file: Path, header: pydicom.Dataset) -> list[Slice]:
-    """Return the frames of an enhanced image: over the header the shared functional groups, then their own."""
+    """Return the frames of an enhanced image: over the header what the functional groups say of each."""
     shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     own = list(header.PerFrameFunctionalGroupsSequence)
     count = int(header.get("NumberOfFrames") or 1)
@@ -127,9 +128,7 @@ def _grouped(file: Path, header: pydicom.Dataset) -> list[Slice]:
     frames = []
     for number, group in enumerate(own):
         values = _copy(header)
-        for sequence in (*shared[0], *group):
-            if sequence.VR == "SQ" and len(sequence.value) == 1:
-                values.update(sequence.value[0])
+        values.update(attributes_of_frame(shared[0], group))
         _place_ultrasound(values)
         frames.append(Slice(file, number, values))
     return frames
