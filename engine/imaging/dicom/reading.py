@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.imaging.dicom.files import UNREADABLE
 from engine.imaging.dicom.pixels import is_turned_round, read_values, storable_range
 from engine.imaging.dicom.resampling import resampled
-from engine.imaging.dicom.series import Series, find_series, group_by_series, is_directory, is_scan
+from engine.imaging.dicom.series import Series, find_series, group_by_series, is_directory, is_scan, kind_of
 from engine.imaging.dicom.slices import Slice, slices_of
 from engine.imaging.dicom.stacks import Stack, separate
 from engine.imaging.volumes.volume import Volume
@@ -84,26 +84,38 @@ def open_file(path: Path, series: str | None = None) -> list[Part]:
     if not is_scan(path):
         if is_directory(path):
             return open_folder(path.parent, series)
-        raise UserError(f"{path} is a segmentation, not a scan; name the scan that it belongs to")
+        kind = kind_of(path)
+        what = "segmentation" if "Segmentation" in kind else f"DICOM object without an image ({kind})"
+        raise UserError(f"{path} is a {what}, not a scan; name the scan that it belongs to")
     groups = group_by_series([path])
     if len(groups) != 1:
-        raise UserError(f"{path.name} holds no image; it may be damaged, or a report, a plan or a directory")
+        raise UserError(f"{path.name} holds no image; it may be damaged, or an object of another kind")
     return _parts(groups[0], Path(path.name))
 
 
 def _parts(series: Series, source: Path) -> list[Part]:
     try:
         slices = [s for pair in zip(series.files, series.headers, strict=True) for s in slices_of(*pair)]
-        if not any(s.is_placed for s in slices) or len(slices) == 1:
-            several = len(series.files) > 1
-            labels = [s.name if several else "" for s in slices]
-            pairs = zip(slices, labels, strict=True)
-            return [Part(series, Stack((s,), label), source, placed=False) for s, label in pairs]
-        return [Part(series, stack, source, placed=True) for stack in separate(slices)]
+        placed, pictures = _placed_and_pictures(slices)
+        named = len(series.files) > 1
+        parts = [Part(series, stack, source, placed=True) for stack in separate(placed)]
+        return parts + [Part(series, Stack((s,), s.name if named else ""), source, placed=False) for s in pictures]
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(str(error) if str(error).startswith(str(source)) else f"{source}: {error}") from error
     except UNREADABLE as error:
         raise UserError(f"{source} has a damaged header ({error}); get it again") from error
+
+
+def _placed_and_pictures(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Return the slices with a place, and the pictures without one. Pictures of another kind than the slices beside
+    them, such as screenshots and dose pages, are left out."""
+    placed = [s for s in slices if s.is_placed]
+    if len(slices) == 1 or not placed:
+        return [], list(slices)
+    whole = [s for s in placed if s.is_complete] or placed
+    kinds = {s.kind for s in whole}
+    alike = [s for s in slices if s.is_complete or s.kind in kinds]
+    return [s for s in alike if s.is_placed], [s for s in alike if not s.is_placed]
 
 
 def _voxels(slices: Sequence[Slice]) -> np.ndarray:
@@ -113,8 +125,7 @@ def _voxels(slices: Sequence[Slice]) -> np.ndarray:
         by_file[slice_.file].append(index)
     voxels = None
     for file, indices in by_file.items():
-        chosen = [slices[index] for index in indices]
-        planes = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
+        planes = _planes(file, [slices[index] for index in indices])
         kind = planes.dtype if voxels is None else np.result_type(voxels, planes)
         kind = np.dtype(np.float32) if kind == np.float64 else kind
         if voxels is None:
@@ -122,6 +133,15 @@ def _voxels(slices: Sequence[Slice]) -> np.ndarray:
         voxels = voxels.astype(kind, copy=False)
         voxels[indices] = planes
     return voxels
+
+
+def _planes(file: Path, slices: Sequence[Slice]) -> np.ndarray:
+    """Return the voxels of slices of one file."""
+    frames = {s.frame: s for s in slices}
+    planes = read_values(file, list(frames), [s.values for s in frames.values()])
+    if not slices[0].tile:
+        return planes
+    return np.stack([planes[0][s.tile.rows, s.tile.columns] for s in slices])
 
 
 def _picture(slice_: Slice, attributes: dict) -> Volume:

@@ -143,6 +143,8 @@ def _to_frames(headers: list[pydicom.Dataset], volume: Volume) -> Callable[[np.n
     Raises:
         UserError: the frames have no place, or are not the slices that the volume was made of.
     """
+    if volume.stack and any(slice_.tile for slice_ in volume.stack.slices):
+        raise UserError(f"{volume.name} is a mosaic, to whose slices no DICOM segmentation can refer; {OTHERWISE}")
     places = _places(headers, volume)
     if volume.shape[0] == len(places) == 1:
         return lambda mask: mask
