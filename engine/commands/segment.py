@@ -23,6 +23,7 @@ from engine.segmentation.batch import (
     Study,
     end_of,
     let_go,
+    named_series,
     named_studies,
     segmentations_of,
     to_do,
@@ -67,7 +68,12 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     output = options.output.resolve()
     if any(folder == output or folder in output.parents for folder in (p.resolve() for p in inputs)):
         raise UserError(f"{options.output} lies among the scans; choose another folder, or results become scans")
-    studies = [Study(name, path, _outputs_in(options, name)) for name, path in named_studies(inputs).items()]
+    found = (
+        named_series(inputs)
+        if options.each_series
+        else {name: (path, None) for name, path in named_studies(inputs).items()}
+    )
+    studies = [Study(name, path, _outputs_in(options, name), uid) for name, (path, uid) in found.items()]
     check_apart(request, [study.outputs for study in studies])
     summary = options.output / SUMMARY
     check_output(summary, options.overwrite or options.resume)

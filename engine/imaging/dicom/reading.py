@@ -11,6 +11,7 @@ import pydicom
 from engine.errors import UserError
 from engine.imaging.dicom.files import UNREADABLE
 from engine.imaging.dicom.pixels import is_turned_round, read_values, storable_range
+from engine.imaging.dicom.regions import spacing_of_regions
 from engine.imaging.dicom.resampling import resampled
 from engine.imaging.dicom.series import Series, find_series, group_by_series, is_directory, is_scan, kind_of
 from engine.imaging.dicom.slices import Slice, slices_of
@@ -63,7 +64,9 @@ class Part:
             spacing_mm = (float(columns_mm), float(rows_mm), self.stack.spacing_mm(self.source))
             origin_mm = tuple(map(float, self.stack.positions_mm[0]))
         direction = _direction(self.stack.slices[0].orientation)
-        return Volume(voxels, spacing_mm, origin_mm, direction, stack=self.stack, **self._attributes())
+        known = (True, True, len(self.stack.slices) > 1 or self.stack.thickness_mm is not None)
+        attributes = {"stack": self.stack, "spacing_known": known, **self._attributes()}
+        return Volume(voxels, spacing_mm, origin_mm, direction, **attributes)
 
     def _attributes(self) -> dict:
         middle = self.stack.slices[len(self.stack.slices) // 2].values
@@ -146,17 +149,19 @@ def _planes(file: Path, slices: Sequence[Slice]) -> np.ndarray:
 
 def _picture(slice_: Slice, attributes: dict) -> Volume:
     """Read a single slice; what it does not say of its place is taken as the simplest."""
-    rows_mm, columns_mm, thickness_mm = 1.0, 1.0, Stack((slice_,)).spacing_mm(slice_.name)
     keyword = next((key for key in SPACINGS if slice_.values.get(key)), None)
-    if keyword:
-        rows_mm, columns_mm = map(float, slice_.spacing_by(keyword))
+    said = slice_.spacing_by(keyword) if keyword else spacing_of_regions(slice_.values)
+    rows_mm, columns_mm = (1.0, 1.0) if said is None else map(float, said)
+    thickness_mm = Stack((slice_,)).thickness_mm
+    known = (said is not None, said is not None, thickness_mm is not None)
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     if slice_.values.get("ImageOrientationPatient"):
         direction = _direction(slice_.orientation)
     origin_mm = (0.0, 0.0, 0.0)
     if slice_.values.get("ImagePositionPatient"):
         origin_mm = tuple(map(float, slice_.position_mm))
-    return Volume(_voxels([slice_]), (columns_mm, rows_mm, thickness_mm), origin_mm, direction, **attributes)
+    spacing_mm = (columns_mm, rows_mm, thickness_mm or 1.0)
+    return Volume(_voxels([slice_]), spacing_mm, origin_mm, direction, spacing_known=known, **attributes)
 
 
 def _direction(orientation: np.ndarray) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pydicom
@@ -50,6 +51,7 @@ HEADER_TAGS = (
     "PixelSpacing",
     "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
+    "SequenceOfUltrasoundRegions",
     "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",
@@ -165,7 +167,8 @@ def find_series(folder: Path, wanted: str | None = None, source: Path | None = N
         UserError: no DICOM images; several series and none was chosen; a damaged header.
     """
     source = source or folder
-    found = list_series(folder)
+    found = _series_of_uid(folder, wanted) if wanted and len(wanted) > UID_END else []
+    found = found or list_series(folder)
     if not found:
         raise UserError(f"{source} holds no DICOM images; name an image file, or a folder with a DICOM series")
     own = [s for s in found if s.folder == folder]
@@ -203,6 +206,24 @@ def list_series(folder: Path) -> list[Series]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
     found = group_by_series(files)
     return sorted(found, key=lambda series: (len(series.number), series.number, series.uid))
+
+
+def _series_of_uid(folder: Path, uid: str) -> list[Series]:
+    """Return the series of a UID; of the other files only the UID is read, and only once."""
+    return group_by_series(
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and is_dicom(path) and _uid_of(path, path.stat().st_mtime_ns) in (uid, None)
+    )
+
+
+@lru_cache(1 << 20)
+def _uid_of(path: Path, _mtime_ns: int) -> str | None:
+    """Return the SeriesInstanceUID of a file; None where its header cannot be read."""
+    try:
+        return str(read_header(path, ["SeriesInstanceUID"], force=True).get("SeriesInstanceUID", ""))
+    except UNREADABLE:
+        return None
 
 
 def series_folders(files: Iterable[Path]) -> set[Path]:

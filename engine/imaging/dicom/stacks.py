@@ -47,6 +47,11 @@ class Stack:
         away = self.positions_mm - self.positions_mm[0]
         return np.stack([away @ orientation[:3], away @ orientation[3:]], axis=1)
 
+    @property
+    def thickness_mm(self) -> float | None:
+        """Of the first slice; None where it says none."""
+        return _thickness_mm(self.slices[0])
+
     def spacing_mm(self, source: object) -> float:
         """Return the distance of the slices.
 
@@ -54,7 +59,7 @@ class Stack:
             UserError: two slices lie at one place, distances differ, or the slices are shifted sideways.
         """
         if len(self.slices) == 1:
-            return _thickness_mm(self.slices[0])
+            return self.thickness_mm or 1.0
         self.check_apart(source)
         along = self.along_mm
         steps = np.diff(along)
@@ -144,7 +149,7 @@ def _sorted(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     return tuple(sorted(slices, key=lambda s: float(s.position_mm @ normal)))
 
 
-def _thickness_mm(slice_: Slice) -> float:
+def _thickness_mm(slice_: Slice) -> float | None:
     for keyword in ("SliceThickness", "SpacingBetweenSlices"):
         try:
             thickness = float(slice_.values.get(keyword) or 0)
@@ -152,4 +157,4 @@ def _thickness_mm(slice_: Slice) -> float:
             continue
         if thickness > 0 and np.isfinite(thickness):
             return thickness
-    return 1.0
+    return None
