@@ -209,21 +209,23 @@ def list_series(folder: Path) -> list[Series]:
 
 
 def _series_of_uid(folder: Path, uid: str) -> list[Series]:
-    """Return the series of a UID; of the other files only the UID is read, and only once."""
-    return group_by_series(
+    """Return the series of a UID; of the other files only the UID is read, and only once. Damaged files may be
+    slices of it."""
+    found = group_by_series(
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and is_dicom(path) and _uid_of(path, path.stat().st_mtime_ns) in (uid, None)
+        if path.is_file() and is_dicom(path) and _uid_of(path, path.stat().st_mtime_ns) in (uid, "")
     )
+    return [series for series in found if series.uid == uid]
 
 
 @lru_cache(1 << 20)
-def _uid_of(path: Path, _mtime_ns: int) -> str | None:
-    """Return the SeriesInstanceUID of a file; None where its header cannot be read."""
+def _uid_of(path: Path, _mtime_ns: int) -> str:
+    """Return the SeriesInstanceUID of a file; "" where it has none, or cannot be read."""
     try:
         return str(read_header(path, ["SeriesInstanceUID"], force=True).get("SeriesInstanceUID", ""))
     except UNREADABLE:
-        return None
+        return ""
 
 
 def series_folders(files: Iterable[Path]) -> set[Path]:
