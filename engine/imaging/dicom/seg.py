@@ -37,6 +37,7 @@ MAY_BE_EMPTY = (
 )
 # Anonymised files hold asterisks where a date, an age or a sex stood: what is no valid value of these is left out.
 DATES, PATIENT, OF_PATIENT = ("DA", "DT", "TM"), 0x0010, ("AS", "CS", "DS", "IS")
+SEXES = ("M", "F", "O")
 TEXTS = ("AE", "AS", "CS", "DA", "DT", "IS", "LO", "PN", "SH", "TM", "UI")
 SHARED_BY_FRAMES = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 PLACE_MM = 0.1  # how far a slice may lie from the grid, which evens out what positions are rounded to
@@ -208,6 +209,8 @@ def _complete(headers: list[pydicom.Dataset], thickness_mm: float) -> None:
             unsure = element.VR in DATES or (element.tag.group == PATIENT and element.VR in OF_PATIENT)
             if unsure and not _is_valid(element):
                 setattr(header, element.keyword, None)
+        if header.get("PatientSex") not in SEXES:
+            header.PatientSex = None
         for name in MAY_BE_EMPTY:
             if name not in header:
                 setattr(header, name, None)
