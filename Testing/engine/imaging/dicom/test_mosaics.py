@@ -97,6 +97,7 @@ def assert_as_nibabel_reads_it(path: Path) -> None:
     ours = to_voxels @ (places - np.reshape(volume.origin_mm, (3, 1)))
     assert np.abs(ours - np.round(ours)).max() < 1e-3
     x, y, z = np.round(ours).astype(int)
+    assert x.min() == y.min() == z.min() == 0
     assert np.array_equal(volume.voxels[z, y, x], theirs[tuple(indices.T)])
 
 
