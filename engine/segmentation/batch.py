@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.imaging.dicom.archive import is_archive, unpacked
-from engine.imaging.dicom.series import Series, list_series, uid_end
+from engine.imaging.dicom.series import Series, is_dicom, is_directory, is_scan, list_series, uid_end
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volumes.volume import Volume
 from engine.segmentation.request import Outputs, Request, check_outputs, fingerprint
@@ -179,6 +179,8 @@ def _series_in(path: Path) -> list[Series]:
     try:
         if path.is_dir():
             return [series for series in list_series(path) if series.folder == path]
+        if is_dicom(path) and not is_scan(path) and is_directory(path):
+            return list_series(path.parent)
         if is_archive(path):
             with unpacked(path) as folder:
                 return list_series(folder)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +100,11 @@ def _parts(series: Series, source: Path) -> list[Part]:
     try:
         slices = [s for pair in zip(series.files, series.headers, strict=True) for s in slices_of(*pair)]
         placed, pictures = _placed_and_pictures(slices)
-        named = len(series.files) > 1
-        parts = [Part(series, stack, source, placed=True) for stack in separate(placed)]
+        stacks = separate(placed)
+        if stacks and pictures:
+            stacks = [replace(stack, label=stack.label or "slices with a place") for stack in stacks]
+        named = len(series.files) > 1 or bool(stacks)
+        parts = [Part(series, stack, source, placed=True) for stack in stacks]
         return parts + [Part(series, Stack((s,), s.name if named else ""), source, placed=False) for s in pictures]
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(str(source)) else f"{source}: {error}") from error

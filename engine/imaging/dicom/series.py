@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ OTHER_IMAGES = (
     CornealTopographyMapStorage,
 )
 
+UID_FORM = re.compile(r"[0-9.]{7,64}")
 UID_END = 6  # characters of a UID that are enough to name it
 DETAILS = {  # what may tell series of one title apart; nothing that names a patient
     "of": "SeriesDate",
@@ -167,7 +169,7 @@ def find_series(folder: Path, wanted: str | None = None, source: Path | None = N
         UserError: no DICOM images; several series and none was chosen; a damaged header.
     """
     source = source or folder
-    found = _series_of_uid(folder, wanted) if wanted and len(wanted) > UID_END else []
+    found = _series_of_uid(folder, wanted) if wanted and UID_FORM.fullmatch(wanted) else []
     found = found or list_series(folder)
     if not found:
         raise UserError(f"{source} holds no DICOM images; name an image file, or a folder with a DICOM series")

@@ -290,7 +290,7 @@ def test_a_screenshot_within_a_series_is_set_aside(tmp_path):
 def test_a_picture_that_may_be_a_slice_is_listed_and_not_left_out(tmp_path):
     uid = write_series(tmp_path)
     write_image(tmp_path / "page.dcm", np.full((6, 5), 7, np.int16), "1.2.840.10008.1.2.1", SeriesInstanceUID=uid)
-    with pytest.raises(UserError, match=r"has 2 volumes in a series \(1: page\.dcm, 1 slice\); choose one"):
+    with pytest.raises(UserError, match=r"\(0: slices with a place, 4 slices; 1: page\.dcm, 1 slice\)"):
         read_volume(tmp_path)
     assert read_volume(tmp_path, frame=0).shape == (4, 6, 5) and read_volume(tmp_path, frame=1).voxels.max() == 7
 
