@@ -35,6 +35,8 @@ def _check_places(options: argparse.Namespace) -> None:
         raise UserError("--store sends DICOM segmentations; write .dcm, or --format .dcm into a folder")
     if options.cluster and not options.many:
         raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")
+    if options.each_series and (options.series or not options.many):
+        raise UserError("--each-series writes into an output folder, and goes without --series")
     if options.workers and not options.cluster:
         raise UserError("--workers are those of a cluster; add --cluster local for workers on this machine")
     if options.many:
@@ -118,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", help=f"auto, {', '.join(PRECISIONS)}")
     add("--batch-size", default="auto", help="slices at a time (default: as many as fit)")
-    add("--series", type=_word, help="which DICOM series: number, UID or a part of its description")
+    add("--series", type=_word, help="which DICOM series: number, UID (or its end) or a part of its description")
+    add("--each-series", action="store_true", help="take each DICOM series of a folder as a study of its own")
     add("--frame", type=_frame, help="which frame of a 4-D file or volume of a DICOM series, from 0, or all")
     add("--resample", action="store_true", help="put uneven or tilted DICOM slices onto a regular grid")
     add("--keep-largest", action="store_true", help="keep the largest part of each segment")

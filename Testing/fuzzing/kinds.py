@@ -328,7 +328,8 @@ def _png_changed(random: Random, content: bytes) -> bytes:
 def _dicom(seeds: Path) -> Callable:
     """Change a slice, a multi-frame file, one slice of a series, or real files where there are some."""
     seeds.mkdir()
-    single, series = [_slice(0), _enhanced(), _compressed()], [_slice(n) for n in range(3)]
+    single = [_slice(0), _enhanced(), _compressed(), _mosaic(), _ultrasound(), _several_volumes()]
+    series = [_slice(n) for n in range(3)]
     real = Path(os.environ.get("VLSM_DATA", ROOT.parent / "shared" / "data")) / "dicom"
     found = sorted(p for p in real.rglob("*") if p.is_file() and p.stat().st_size < LARGEST_SEED)
     files = [_bytes_of(data) for data in single] + [p.read_bytes() for p in found if p.suffix != ".md"]
@@ -366,11 +367,17 @@ FIELDS = {
     "WindowCenter": ([], "x", [1, 2], "nan"),
     "WindowWidth": (0, "inf", [3, -1]),
     "SeriesInstanceUID": ("", "x" * 200, "1.2.3"),
-    "SOPClassUID": ("", "1.2.840.10008.1.3.10", "x"),
+    "SOPClassUID": ("", "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.4.2", "1.3.12.2.1107.5.9.1", "x"),
     "PixelData": (b"", b"\0", b"\xfe\xff\x00\xe0" * 8),
     "SeriesDescription": ("\0", "é" * 500, "a\nb"),
     "PerFrameFunctionalGroupsSequence": ([], [pydicom.Dataset()]),
     "SharedFunctionalGroupsSequence": ([],),
+    "ImageType": (["ORIGINAL", "PRIMARY", "MOSAIC"], "MOSAIC", ["DERIVED", "VFRAME"], []),
+    "AcquisitionMatrix": ([0, 64, 64, 0], [12, 0], []),
+    "SpacingBetweenSlices": (0, -3, "inf", ""),
+    "InstanceNumber": (1, "x", 2**31 - 1, ""),
+    "DimensionIndexSequence": ([], [pydicom.Dataset()] * 3),
+    "SequenceOfUltrasoundRegions": ([], [pydicom.Dataset()]),
 }
 
 
@@ -419,6 +426,49 @@ def _enhanced() -> pydicom.Dataset:
         _item(PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, 2.5 * number])]) for number in range(3)
     ]
     data.PixelData = np.random.default_rng(7).integers(0, 2000, (3, 12, 14)).astype(np.uint16).tobytes()
+    return data
+
+
+def _mosaic() -> pydicom.Dataset:
+    """Return four slices as tiles of one picture, as Siemens writes them."""
+    data = _slice(6)
+    data.Modality, data.ImageType, data.SpacingBetweenSlices = "MR", ["ORIGINAL", "PRIMARY", "MOSAIC"], 3
+    data.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 4)
+    header = b"SV10\x04\x03\x02\x01" + struct.pack("<2I", 1, 77)
+    header += struct.pack("<64si4s3i", b"SliceNormalVector", 3, b"FD", 4, 3, 77)
+    for text in (b"0.0\0", b"0.0\0", b"1.0\0"):
+        header += struct.pack("<4i", 4, 4, 77, 77) + text
+    data.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", header)
+    return data
+
+
+def _ultrasound() -> pydicom.Dataset:
+    data = _slice(7)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(data, name)
+    scale = {
+        "PhysicalDeltaX": 0.02,
+        "PhysicalDeltaY": 0.02,
+        "PhysicalUnitsXDirection": 3,
+        "PhysicalUnitsYDirection": 3,
+    }
+    data.Modality, data.SequenceOfUltrasoundRegions = "US", [_item(RegionSpatialFormat=1, **scale)]
+    return data
+
+
+def _several_volumes() -> pydicom.Dataset:
+    """Return an enhanced image of two gradients at each of two places."""
+    data = _enhanced()
+    data.NumberOfFrames = 4
+    data.PerFrameFunctionalGroupsSequence = [
+        _item(
+            PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, 2.5 * (number // 2)])],
+            FrameContentSequence=[_item(DimensionIndexValues=[1, 1 + number // 2, 1 + number % 2])],
+            MRDiffusionSequence=[_item(DiffusionBValue=1000.0 * (number % 2))],
+        )
+        for number in range(4)
+    ]
+    data.PixelData = np.random.default_rng(8).integers(0, 2000, (4, 12, 14)).astype(np.uint16).tobytes()
     return data
 
 

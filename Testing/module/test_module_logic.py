@@ -23,7 +23,7 @@ from VLSMSegmenterLib.shared import segmentations
 from VLSMSegmenterLib.shared.engines import LocalEngine, RemoteEngine
 from VLSMSegmenterLib.shared.findings import Request
 from VLSMSegmenterLib.shared.logic import SegmenterLogic
-from VLSMSegmenterLib.shared.volumes import Grid, grid_of, voxels_of
+from VLSMSegmenterLib.shared.volumes import SPACING_UNKNOWN, Grid, grid_of, voxels_of
 from VLSMSegmenterLib.shared.words import duration, number, progress, size, split_prompts
 
 from engine import Segmenter
@@ -414,9 +414,35 @@ def test_prompts_are_split_at_lines_and_semicolons():
 def test_sizes_and_times_are_said_as_people_say_them():
     assert [number(value) for value in (1423.4, 29.53, 3.456, 0.0642, 0)] == ["1 423", "29.5", "3.46", "0.064", "0"]
     assert size(2000, 0.001, flat=False) == "2.00 ml" and size(2000, 0.001, flat=True) == "2 000 pixels"
+    assert size(2000, None, flat=False) == "2 000 voxels"
     assert [duration(value) for value in (4.12, 34.4, 125)] == ["4.1 s", "34 s", "2 min 5 s"]
     event = {"state": "encoding", "done": 72, "total": 280, "seconds_left": 2.4}
     assert progress(event) == "looking at slices: 72 of 280, about 3 s left"
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.5])
+def test_the_size_of_a_film_that_slicer_took_for_1_mm_is_said_in_voxels(logic, scene, spacing):
+    film = slicer.util.addVolumeFromArray(
+        np.random.default_rng(0).integers(0, 255, (3, 20, 24, 3), np.uint8),
+        nodeClassName="vtkMRMLVectorVolumeNode",
+    )
+    film.SetSpacing(spacing, spacing, spacing)
+    assert grid_of(film).spacing_known == (spacing != 1) and (grid_of(film).voxel_volume_ml is None) == (
+        spacing == 1
+    )
+    node = logic.segment(film, "brain", "head", threshold=0.01)
+    (finding,) = logic.findings(node)
+    assert finding.voxels and finding.size.endswith("voxels" if spacing == 1 else "ml")
+    assert finding.size in finding.describe()
+
+
+def test_a_volume_whose_file_says_no_spacing_has_none_in_slicer(volume):
+    assert grid_of(volume).spacing_known
+    volume.SetAttribute(SPACING_UNKNOWN, "1")
+    assert (
+        grid_of(volume).voxel_volume_ml is None
+        and grid_of(volume).cropped((slice(0, 1),) * 3).spacing_known is False
+    )
 
 
 @pytest.mark.parametrize("axes", DIRECTIONS.values(), ids=DIRECTIONS)

@@ -15,7 +15,7 @@ from trame_slicer.rca_view import register_rca_factories
 from trame_slicer.views import SliceView, ViewLayoutDefinition
 from trame_slicer.views.view_layout_definition import ViewType
 from VLSMSegmenterLib.shared import segmentations
-from VLSMSegmenterLib.shared.volumes import Grid, add_volume, grid_of, voxels_of
+from VLSMSegmenterLib.shared.volumes import SPACING_UNKNOWN, Grid, add_volume, grid_of, voxels_of
 
 from engine.errors import UserError
 from engine.imaging.volumes.intensity import CT_WINDOWS, intensity_range
@@ -89,6 +89,8 @@ class Scene:
         name = slicer.mrmlScene.GenerateUniqueName(volume.name)
         without_voxels = volume.with_voxels(np.broadcast_to(np.uint8(0), volume.shape))
         scan = Scan(add_volume(values, grid, name, None), without_voxels)
+        if not all(volume.spacing_known):
+            scan.node.SetAttribute(SPACING_UNKNOWN, "1")
         if volume.modality:
             subjects = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
             item = subjects.CreateItem(subjects.GetSceneItemID(), scan.node)  # the application would have done it

@@ -43,12 +43,12 @@ class RemoteVolume:
     Attributes:
         id: hash of its description and voxels.
         shape: sizes along z, y, x.
-        voxel_volume_ml: of one voxel.
+        voxel_volume_ml: of one voxel; None where its size is not known.
     """
 
     id: str
     shape: tuple[int, int, int]
-    voxel_volume_ml: float
+    voxel_volume_ml: float | None
     _give: Callable[[], None] = field(repr=False)
 
 
@@ -62,7 +62,7 @@ class Result:
         presence: 0..1, how sure the model is that the structure is there at all.
         found: whether that is enough; where it is not, masks are empty.
         threshold: what `mask` uses when it is not told another.
-        voxel_volume_ml: of one voxel.
+        voxel_volume_ml: of one voxel; None where its size is not known.
         base, base_sha256: the base that was used, and the hash of its weights.
         adapter_sha256: hash of the adapter's weights; nothing where none was used.
         seconds: what the server took for it; for the first prompt with loading the model and encoding the volume.
@@ -74,7 +74,7 @@ class Result:
     presence: float
     found: bool
     threshold: float
-    voxel_volume_ml: float
+    voxel_volume_ml: float | None
     base: str
     base_sha256: str
     adapter_sha256: str
@@ -88,7 +88,10 @@ class Result:
             return np.zeros(self.probability.shape, bool)
         return mask_of_levels(self.probability, self.threshold if threshold is None else threshold)
 
-    def volume_ml(self, threshold: float | None = None) -> float:
+    def volume_ml(self, threshold: float | None = None) -> float | None:
+        """Return the mask's volume; None where the size of a voxel is not known."""
+        if self.voxel_volume_ml is None:
+            return None
         return float(self.mask(threshold).sum() * self.voxel_volume_ml)
 
 
@@ -141,15 +144,17 @@ class Client:
         modality: str | None = None,
         window: tuple[float, float] | None = None,
         flat: bool = False,
+        spacing_known: Sequence[bool] = (True, True, True),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> RemoteVolume:
         """Give the server a volume, unless it holds it. No name is sent.
 
         Args:
-            voxels, …, flat: see `Volume`. The voxels must not change while the volume is used.
+            voxels, …, spacing_known: see `Volume`. The voxels must not change while the volume is used.
             on_progress: called with bytes sent and in all; raise `Cancelled` in it to stop.
         """
-        description = describe(np.asarray(voxels), spacing_mm, origin_mm, direction, modality, window, flat)
+        geometry = spacing_mm, origin_mm, direction
+        description = describe(np.asarray(voxels), *geometry, modality, window, flat, spacing_known)
         sent = np.ascontiguousarray(voxels, description.dtype)
         if sent.nbytes > self._body_limit:
             raise UserError(
@@ -167,7 +172,8 @@ class Client:
             self._json("PUT", path, _pieces(sent, on_progress), headers)
 
         give()
-        return RemoteVolume(digest.hexdigest(), sent.shape[:3], _voxel_volume_ml(spacing_mm, direction), give)
+        millilitres = _voxel_volume_ml(spacing_mm, direction, spacing_known)
+        return RemoteVolume(digest.hexdigest(), sent.shape[:3], millilitres, give)
 
     def put_path(self, path: str, series: str | None = None, frame: int | None = None) -> RemoteVolume:
         """Have the server read a file or a DICOM folder of its own machine, where it allows that."""
@@ -177,7 +183,7 @@ class Client:
             return self._json("POST", "/volumes", wanted, silence_seconds=READING_SECONDS)
 
         there = give()
-        millilitres = _voxel_volume_ml(there["spacing_mm"], there["direction"])
+        millilitres = _voxel_volume_ml(there["spacing_mm"], there["direction"], there["spacing_known"])
         return RemoteVolume(there["id"], tuple(there["shape"][:3]), millilitres, give)
 
     def segment(
@@ -348,5 +354,9 @@ def _detail(answer: http.client.HTTPResponse) -> str:
         return f"the answer was {answer.status} {answer.reason}, without a reason; check the address"
 
 
-def _voxel_volume_ml(spacing_mm: Sequence[float], direction: Sequence[float]) -> float:
+def _voxel_volume_ml(
+    spacing_mm: Sequence[float], direction: Sequence[float], known: Sequence[bool]
+) -> float | None:
+    if not all(known):
+        return None
     return math.prod(map(float, spacing_mm)) * abs(np.linalg.det(np.reshape(direction, (3, 3)))) / 1000

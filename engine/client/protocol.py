@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import UserError
 
-PROTOCOL = 3  # counts up whenever an older client or server would misunderstand
+PROTOCOL = 4  # counts up whenever an older client or server would misunderstand
 PROTOCOL_HEADER, ENGINE_HEADER, VOLUME_HEADER = "VLSM-Protocol", "VLSM-Engine", "VLSM-Volume"
 SESSION_HEADER = "X-Session-Id"  # a random word for each client: requests with the same one go to the same replica
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
@@ -43,6 +43,7 @@ class Description:
     modality: str | None = None
     window: tuple[float, ...] | None = None
     flat: bool = False
+    spacing_known: tuple[bool, ...] = (True, True, True)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -58,6 +59,8 @@ class Description:
                 raise UserError(f"the volume's {name} is {values}; give {length} numbers")
         if not isinstance(self.modality, str | None) or type(self.flat) is not bool:
             raise UserError("the volume's modality must be a word, and flat true or false")
+        if [type(known) for known in self.spacing_known] != [bool] * 3:
+            raise UserError("the volume's spacing_known must be true or false for each of x, y and z")
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +74,9 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) < LARGEST
 
 
-def describe(voxels: np.ndarray, spacing_mm, origin_mm, direction, modality, window, flat) -> Description:
+def describe(
+    voxels: np.ndarray, spacing_mm, origin_mm, direction, modality, window, flat, spacing_known=(True, True, True)
+) -> Description:
     """Return the description of a volume's voxels, in whatever sequences the geometry is given.
 
     Raises:
@@ -79,7 +84,9 @@ def describe(voxels: np.ndarray, spacing_mm, origin_mm, direction, modality, win
     """
     numbers = [tuple(map(float, np.ravel(values))) for values in (spacing_mm, origin_mm, direction)]
     window = None if window is None else tuple(map(float, window))
-    return Description(voxels.dtype.newbyteorder("<").str, voxels.shape, *numbers, modality, window, bool(flat))
+    known = tuple(map(bool, spacing_known))
+    dtype = voxels.dtype.newbyteorder("<").str
+    return Description(dtype, voxels.shape, *numbers, modality, window, bool(flat), known)
 
 
 def read_description(text: str) -> Description:

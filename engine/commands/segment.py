@@ -22,12 +22,14 @@ from engine.segmentation.batch import (
     Settings,
     Study,
     end_of,
+    named_series,
     named_studies,
     segmentations_of,
     work_on,
 )
 from engine.segmentation.cluster import segment_on_cluster
 from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
+from engine.segmentation.studies import size
 from engine.segmentation.worker import segment_one_by_one
 
 SUMMARY = "summary.csv"  # in an output folder: how each study ended
@@ -67,7 +69,12 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     output = options.output.resolve()
     if any(folder == output or folder in output.parents for folder in (p.resolve() for p in inputs)):
         raise UserError(f"{options.output} lies among the scans; choose another folder, or results become scans")
-    studies = [Study(name, path, _outputs_in(options, name)) for name, path in named_studies(inputs).items()]
+    found = (
+        named_series(inputs)
+        if options.each_series
+        else {name: (path, None) for name, path in named_studies(inputs).items()}
+    )
+    studies = [Study(name, path, _outputs_in(options, name), uid) for name, (path, uid) in found.items()]
     check_apart(request, [study.outputs for study in studies])
     summary = options.output / SUMMARY
     check_output(summary, options.overwrite or options.resume)
@@ -158,10 +165,9 @@ def _store(study: Study, order: Order) -> None:
 
 
 def _print_report(report: dict) -> None:
-    table = Table("prompt", "volume (ml)", "presence", "seconds")
+    table = Table("prompt", "size", "presence", "seconds")
     for row in report["results"]:
-        result = f"{row['volume_ml']:.4g}" if row["voxels"] else "empty" if row["found"] else "not found"
-        table.add_row(escape(row["prompt"]), result, f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
+        table.add_row(escape(row["prompt"]), size(row), f"{row['presence']:.2f}", f"{row['seconds']:.1f}")
     Console().print(table)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)

@@ -79,7 +79,8 @@ def read_metaimage(path: Path) -> Raster:
     space = (*header.shape, 1)[:3][::-1]
     voxels = voxels.reshape(-1, *space, header.channels)
     flat = len(header.shape) < DIMENSIONS[1]
-    return Raster(voxels, *header.grid, flat, are_colours(header.dtype, header.channels))
+    known = not header.fields.keys().isdisjoint(SPACING)
+    return Raster(voxels, *header.grid, flat, are_colours(header.dtype, header.channels), known)
 
 
 def unpacked_bytes(path: Path) -> int:

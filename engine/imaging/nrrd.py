@@ -34,6 +34,7 @@ BYTES = {
 LEAST = {"raw": 1, "gz": 1, "gzip": 1, "hex": 2}  # bytes of a file, once it is unpacked, for one of the voxels'
 RAW, GZIP, HEX = ("raw",), ("gz", "gzip"), ("hex",)
 NUMBERS = ("space directions", "space origin", "measurement frame", "spacings", "thicknesses")
+SPACING = ("spacings", "space directions")
 NO_NUMBER = ("none", "nan")  # for an axis that is none in space
 SIDE_BY_SIDE, MATRIX = "list", "matrix"
 LIST = "LIST"
@@ -59,6 +60,10 @@ class Header:
     def is_list(self) -> bool:
         """Whether an axis holds images side by side, and not the colours of a voxel."""
         return SIDE_BY_SIDE in self.fields.get("kinds", "").lower().split()
+
+    @property
+    def says_spacing(self) -> bool:
+        return not self.fields.keys().isdisjoint(SPACING)
 
     @property
     def encoding(self) -> str:

@@ -19,6 +19,7 @@ class Raster:
     Attributes:
         voxels: (frames, z, y, x, components).
         spacing_mm, origin_mm, direction, flat: see `Volume`.
+        spacing_known: the file says how far its voxels lie apart; 1 mm stands in where it does not.
         colours: the components are colours, and maybe an alpha, which is dropped; otherwise each is a frame.
     """
 
@@ -28,11 +29,14 @@ class Raster:
     direction: tuple[float, ...]
     flat: bool
     colours: bool
+    spacing_known: bool = True
 
     @property
     def geometry(self) -> dict[str, Any]:
         """The arguments of `Volume` but for its voxels and its name."""
-        return {name: getattr(self, name) for name in ("spacing_mm", "origin_mm", "direction", "flat")}
+        given = {name: getattr(self, name) for name in ("spacing_mm", "origin_mm", "direction", "flat")}
+        in_plane, across = self.spacing_known, self.spacing_known and not self.flat  # a plane has no thickness
+        return given | {"spacing_known": (in_plane, in_plane, across)}
 
     def frames(self, name: str) -> list[np.ndarray]:
         """Return each frame: (z, y, x) grey, or (z, y, x, 3) uint8.

@@ -144,7 +144,8 @@ def read_raster(path: Path) -> Raster:
     if suffix in NRRD:
         header = nrrd.read_header(path)
         nrrd.check_voxels(header)
-        return raster_of(_read(path), colours=False if header.is_list else None)
+        raster = raster_of(_read(path), colours=False if header.is_list else None)
+        return replace(raster, spacing_known=header.says_spacing)
     check_picture(path)
     return _picture(path)
 
@@ -282,7 +283,7 @@ def _picture(path: Path) -> Raster:
     bright is bright."""
     image = _read(path)
     shown = upright(image, path)
-    raster = raster_of(shown, colours=True)
+    raster = replace(raster_of(shown, colours=True), spacing_known=False)
     try:
         with opened_picture(path) as picture:
             inverted = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO

@@ -1,12 +1,15 @@
 """Studies in, ends out: what is done with each study of many, here or by a worker of a cluster."""
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
+from engine.imaging.dicom.archive import is_archive, unpacked
+from engine.imaging.dicom.series import Series, is_dicom, is_directory, is_scan, list_series, uid_end
 from engine.imaging.reading import find_studies, image_suffix, read_frames, read_volume
 from engine.imaging.volumes.volume import Volume
 from engine.segmentation.request import Outputs, Request, check_outputs, fingerprint
@@ -37,11 +40,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Study:
-    """A scan's file or folder, and what it becomes."""
+    """A scan's file or folder, and what it becomes.
+
+    Attributes:
+        series: the UID of the one that is meant, where the folder has several; see `Order` otherwise.
+    """
 
     name: str
     path: Path
     outputs: Outputs
+    series: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Order:
 
     def source_of(self, study: Study) -> str:
         """Return the fingerprint of a study's scan, for its report."""
-        return fingerprint(study.path, self.series, self.frame, self.resample)
+        return fingerprint(study.path, study.series or self.series, self.frame, self.resample)
 
 
 @dataclass(frozen=True)
@@ -167,13 +175,55 @@ def named_studies(inputs: Iterable[Path]) -> dict[str, Path]:
     return studies
 
 
+def named_series(inputs: Iterable[Path]) -> dict[str, tuple[Path, str | None]]:
+    """Return the studies in files and folders as `named_studies` does, but each DICOM series for itself: path and
+    UID. Those of a folder with several get their number after its name, and the end of the UID where they share it.
+
+    Raises:
+        UserError: a folder holds none, or two would get the same name.
+    """
+    studies: dict[str, tuple[Path, str | None]] = {}
+    for name, path in named_studies(inputs).items():
+        for own_name, uid in _names_of_series(name, _series_in(path)):
+            if own_name in studies:
+                raise UserError(
+                    f"a series in {path} and {studies[own_name][0]} would both be written as '{own_name}'"
+                )
+            studies[own_name] = (path, uid)
+    return studies
+
+
+def _names_of_series(name: str, found: list[Series]) -> list[tuple[str, str | None]]:
+    if len(found) < 2:
+        return [(name, None)]
+    numbers = Counter(series.number for series in found)
+    ends = ["" if s.number and numbers[s.number] == 1 else uid_end(s.uid, found) for s in found]
+    return [("_".join(filter(None, [name, s.number, e])), s.uid) for s, e in zip(found, ends, strict=True)]
+
+
+def _series_in(path: Path) -> list[Series]:
+    """Return the series of a study; none where it has no series, or is damaged, which reading it will say."""
+    try:
+        if path.is_dir():
+            return [series for series in list_series(path) if series.folder == path]
+        if is_dicom(path) and not is_scan(path) and is_directory(path):
+            return list_series(path.parent)
+        if is_archive(path):
+            with unpacked(path) as folder:
+                return list_series(folder)
+    except UserError:
+        pass
+    return []
+
+
 def _frames(study: Study, order: Order) -> list[tuple[Volume, Outputs]]:
     """Return the volume that is meant with its outputs; for all frames each one with numbered outputs."""
+    series = study.series or order.series
     if order.frame != ALL_FRAMES:
-        return [(read_volume(study.path, order.series, order.frame, order.resample), study.outputs)]
+        return [(read_volume(study.path, series, order.frame, order.resample), study.outputs)]
     return [
         (volume, Outputs(**{key: _numbered(path, number) for key, path in vars(study.outputs).items()}))
-        for number, volume in enumerate(read_frames(study.path, order.series, order.resample))
+        for number, volume in enumerate(read_frames(study.path, series, order.resample))
     ]
 
 

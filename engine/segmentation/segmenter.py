@@ -78,7 +78,10 @@ class Result:
         # the bits of halves from 0 to 1 are ordered as these are, and compared in a tenth of the time
         return self.probability.view(np.uint16) >= lowest.view(np.uint16)
 
-    def volume_ml(self, threshold: float | None = None) -> float:
+    def volume_ml(self, threshold: float | None = None) -> float | None:
+        """Return the mask's volume; None where the size of a voxel is not known."""
+        if self.volume.voxel_volume_ml is None:
+            return None
         return float(self.mask(threshold).sum() * self.volume.voxel_volume_ml)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.errors import UserError
 from engine.files import make_folder, read_json, sha256_of, write_text
 from engine.imaging.volumes.segments import (
     Segment,
@@ -57,6 +58,8 @@ def segment_study(
     check_format(outputs.segments, volume, len(request.prompts), request.exclusive)
     for path in filter(None, (outputs.masks, outputs.probability)):
         check_format(path, volume, 1, exclusive=False)
+    if request.minimum_ml and volume.voxel_volume_ml is None:
+        raise UserError(f"{volume.name} does not say how large its voxels are; leave out --min-volume-ml")
     started = time.perf_counter()
     segmenter.set_volume(
         volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
@@ -143,15 +146,21 @@ def _hashes(outputs: Outputs, request: Request) -> list[str]:
 
 def describe(row: dict) -> str:
     """Say a result of a report in words, such as "liver: 1423 ml" or "spleen: not found"."""
-    if not row["found"]:
-        return f"{row['prompt']}: not found"
-    return f"{row['prompt']}: {row['volume_ml']:.4g} ml" if row["voxels"] else f"{row['prompt']}: empty"
+    return f"{row['prompt']}: {size(row)}"
+
+
+def size(row: dict) -> str:
+    """Say how large a result of a report is: in millilitres, or in voxels where nobody knows their size."""
+    if not row["voxels"]:
+        return "empty" if row["found"] else "not found"
+    return f"{row['voxels']} voxels" if row["volume_ml"] is None else f"{row['volume_ml']:.4g} ml"
 
 
 def _report(
     segmenter: "Segmenter", request: Request, results: "list[Result]", masks, seconds: list[float], source: str
 ) -> dict:
     volume = segmenter.volume
+    millilitres = volume.voxel_volume_ml
     rows = [
         {
             "prompt": result.prompt,
@@ -159,7 +168,7 @@ def _report(
             "presence": round(result.presence, 4),
             "threshold": result.threshold,
             "voxels": int(mask.sum()),
-            "volume_ml": float(f"{mask.sum() * volume.voxel_volume_ml:.6g}"),
+            "volume_ml": None if millilitres is None else float(f"{mask.sum() * millilitres:.6g}"),
             "seconds": round(elapsed, 3),
         }
         for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
@@ -168,7 +177,9 @@ def _report(
         "study": {
             "modality": volume.modality,
             "size": list(volume.shape[::-1]),
-            "spacing_mm": list(volume.spacing_mm),
+            "spacing_mm": [
+                mm if known else None for mm, known in zip(volume.spacing_mm, volume.spacing_known, strict=True)
+            ],
         },
         "results": rows,
         "warnings": list(dict.fromkeys(chain.from_iterable(map(segmenter.warnings, request.prompts)))),

@@ -226,8 +226,8 @@ def create_app(settings: Settings) -> Guard:
 
         The answer is a stream of lines of JSON, one at least every quarter of a second. Each has the job's id and
         its state: waiting (with the number of jobs ahead), loading, encoding and decoding (with done, total and
-        seconds_left), done (with results: prompt, found, presence, threshold, voxels, volume_ml, the
-        hashes of base and adapter, and warnings in words), cancelled, or
+        seconds_left), done (with results: prompt, found, presence, threshold, voxels, volume_ml, or null where
+        the size of a voxel is not known, the hashes of base and adapter, and warnings in words), cancelled, or
         failed (with a message). Who hangs up cancels the job.
         """
         task = Task(tuple(wanted.prompts), **wanted.model_dump(exclude={"volume", "prompts"}))
@@ -346,7 +346,7 @@ def _volume(voxels: np.ndarray, description: Description) -> Volume:
 
 def _description(volume: Volume) -> Description:
     geometry = volume.spacing_mm, volume.origin_mm, volume.direction
-    return describe(volume.voxels, *geometry, volume.modality, volume.window, volume.flat)
+    return describe(volume.voxels, *geometry, volume.modality, volume.window, volume.flat, volume.spacing_known)
 
 
 def _volume_id(volume: Volume, description: Description) -> str:

@@ -138,11 +138,12 @@ def _origin(segmenter: Segmenter) -> dict:
 
 def _row(result: Result, levels: np.ndarray) -> dict:
     voxels = int(mask_of_levels(levels, result.threshold).sum()) if result.found else 0
+    millilitres = result.volume.voxel_volume_ml
     return {
         "prompt": result.prompt,
         "found": result.found,
         "presence": result.presence,
         "threshold": result.threshold,
         "voxels": voxels,
-        "volume_ml": voxels * result.volume.voxel_volume_ml,
+        "volume_ml": None if millilitres is None else voxels * millilitres,
     }

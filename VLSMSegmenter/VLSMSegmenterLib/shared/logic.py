@@ -294,6 +294,7 @@ class SegmenterLogic:
                 part.direction_lps,
                 order.modality,
                 flat=part.shape[0] == 1,
+                spacing_known=(part.spacing_known,) * 3,
                 on_progress=lambda done, total: job.report({"state": "sending", "done": done, "total": total}),
             )
         request = order.request

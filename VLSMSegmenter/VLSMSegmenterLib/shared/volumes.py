@@ -13,6 +13,8 @@ from engine.errors import UserError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 ROUNDING = 1e-3  # of a voxel
+SPACING_UNKNOWN = "VLSMSegmenter.SpacingUnknown"  # an attribute of nodes whose file does not say it
+PICTURES = ("US", "XA", "RF", "ES", "XC", "GM", "OP")  # modalities of films, for which Slicer takes 1 mm
 Box = tuple[slice, slice, slice]  # along z, y, x
 
 
@@ -25,12 +27,14 @@ class Grid:
         spacing_mm: distances of neighbours along x, y, z.
         origin_ras: place of voxel (0, 0, 0).
         axes_ras: nine numbers, row by row; the columns are the directions of x, y, z.
+        spacing_known: all of it is; Slicer takes 1 mm where a file does not say it.
     """
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     origin_ras: tuple[float, float, float]
     axes_ras: tuple[float, ...]
+    spacing_known: bool = True
 
     @classmethod
     def from_lps(
@@ -60,7 +64,10 @@ class Grid:
         return tuple((RAS_TO_LPS @ self.axes).ravel().tolist())
 
     @property
-    def voxel_volume_ml(self) -> float:
+    def voxel_volume_ml(self) -> float | None:
+        """None where nobody knows it."""
+        if not self.spacing_known:
+            return None
         return float(np.prod(self.spacing_mm) * abs(np.linalg.det(self.axes)) / 1000)
 
     @property
@@ -99,8 +106,16 @@ def grid_of(node: "slicer.vtkMRMLScalarVolumeNode") -> Grid:
         raise UserError(f"the volume '{node.GetName()}' holds no voxels; load or choose another")
     axes = [[0.0] * 3 for _ in range(3)]
     node.GetIJKToRASDirections(axes)
-    shape = image.GetDimensions()[::-1]
-    return Grid(shape, node.GetSpacing(), node.GetOrigin(), tuple(value for row in axes for value in row))
+    shape, directions = image.GetDimensions()[::-1], tuple(value for row in axes for value in row)
+    return Grid(shape, node.GetSpacing(), node.GetOrigin(), directions, _is_spacing_known(node))
+
+
+def _is_spacing_known(node: "slicer.vtkMRMLScalarVolumeNode") -> bool:
+    """Return whether a node's spacing is more than Slicer's stand-in of 1 mm for films and stacks of pictures."""
+    if node.GetAttribute(SPACING_UNKNOWN):
+        return False
+    films = node.IsA("vtkMRMLVectorVolumeNode") or modality_of(node) in PICTURES
+    return not (films and tuple(node.GetSpacing()) == (1.0, 1.0, 1.0))
 
 
 def voxels_of(node: "slicer.vtkMRMLScalarVolumeNode") -> np.ndarray:

@@ -34,9 +34,12 @@ def number(value: float) -> str:
     return f"{value:,.{min(digits, 3)}f}".replace(",", " ") if value < 100 else f"{value:,.0f}".replace(",", " ")
 
 
-def size(voxels: int, voxel_volume_ml: float, flat: bool) -> str:
-    """Return how large something is: in millilitres, or in pixels where there is a single slice."""
-    return f"{number(voxels)} pixels" if flat else f"{number(voxels * voxel_volume_ml)} ml"
+def size(voxels: int, voxel_volume_ml: float | None, flat: bool) -> str:
+    """Return how large something is: in millilitres, in pixels where there is a single slice, or in voxels where
+    nobody knows their size."""
+    if flat or voxel_volume_ml is None:
+        return f"{number(voxels)} {'pixels' if flat else 'voxels'}"
+    return f"{number(voxels * voxel_volume_ml)} ml"
 
 
 def duration(seconds: float) -> str:

@@ -35,11 +35,11 @@ UNREADABLE = (  # what pydicom and the decoders raise for damaged files
 
 
 @quietly()
-def read_header(path: Path, tags: Sequence[str] | None = None, force: bool = False) -> pydicom.Dataset:
+def read_header(path: Path, tags: Sequence[str | int] | None = None, force: bool = False) -> pydicom.Dataset:
     """Return what stands before the pixels, all of it decoded.
 
     Args:
-        tags: the keywords that matter; all when None.
+        tags: the keywords or numbers that matter; all when None.
         force: read a file without DICOM's mark, too.
 
     Raises:

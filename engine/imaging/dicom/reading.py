@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pydicom
 from engine.errors import UserError
 from engine.imaging.dicom.files import UNREADABLE
 from engine.imaging.dicom.pixels import is_turned_round, read_values, storable_range
+from engine.imaging.dicom.regions import spacing_of_regions
 from engine.imaging.dicom.resampling import resampled
-from engine.imaging.dicom.series import Series, find_series, group_by_series, is_directory, is_scan
+from engine.imaging.dicom.series import Series, find_series, group_by_series, is_directory, is_scan, kind_of
 from engine.imaging.dicom.slices import Slice, slices_of
 from engine.imaging.dicom.stacks import Stack, separate
 from engine.imaging.volumes.volume import Volume
@@ -63,7 +64,9 @@ class Part:
             spacing_mm = (float(columns_mm), float(rows_mm), self.stack.spacing_mm(self.source))
             origin_mm = tuple(map(float, self.stack.positions_mm[0]))
         direction = _direction(self.stack.slices[0].orientation)
-        return Volume(voxels, spacing_mm, origin_mm, direction, stack=self.stack, **self._attributes())
+        known = (True, True, len(self.stack.slices) > 1 or self.stack.thickness_mm is not None)
+        attributes = {"stack": self.stack, "spacing_known": known, **self._attributes()}
+        return Volume(voxels, spacing_mm, origin_mm, direction, **attributes)
 
     def _attributes(self) -> dict:
         middle = self.stack.slices[len(self.stack.slices) // 2].values
@@ -84,26 +87,41 @@ def open_file(path: Path, series: str | None = None) -> list[Part]:
     if not is_scan(path):
         if is_directory(path):
             return open_folder(path.parent, series)
-        raise UserError(f"{path} is a segmentation, not a scan; name the scan that it belongs to")
+        kind = kind_of(path)
+        what = "segmentation" if "Segmentation" in kind else f"DICOM object without an image ({kind})"
+        raise UserError(f"{path} is a {what}, not a scan; name the scan that it belongs to")
     groups = group_by_series([path])
     if len(groups) != 1:
-        raise UserError(f"{path.name} holds no image; it may be damaged, or a report, a plan or a directory")
+        raise UserError(f"{path.name} holds no image; it may be damaged, or an object of another kind")
     return _parts(groups[0], Path(path.name))
 
 
 def _parts(series: Series, source: Path) -> list[Part]:
     try:
         slices = [s for pair in zip(series.files, series.headers, strict=True) for s in slices_of(*pair)]
-        if not any(s.is_placed for s in slices) or len(slices) == 1:
-            several = len(series.files) > 1
-            labels = [s.name if several else "" for s in slices]
-            pairs = zip(slices, labels, strict=True)
-            return [Part(series, Stack((s,), label), source, placed=False) for s, label in pairs]
-        return [Part(series, stack, source, placed=True) for stack in separate(slices)]
+        placed, pictures = _placed_and_pictures(slices)
+        stacks = separate(placed)
+        if stacks and pictures:
+            stacks = [replace(stack, label=stack.label or "slices with a place") for stack in stacks]
+        named = len(series.files) > 1 or bool(stacks)
+        parts = [Part(series, stack, source, placed=True) for stack in stacks]
+        return parts + [Part(series, Stack((s,), s.name if named else ""), source, placed=False) for s in pictures]
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(str(error) if str(error).startswith(str(source)) else f"{source}: {error}") from error
     except UNREADABLE as error:
         raise UserError(f"{source} has a damaged header ({error}); get it again") from error
+
+
+def _placed_and_pictures(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Return the slices with a place, and the pictures without one. Pictures of another kind than the slices beside
+    them, such as screenshots and dose pages, are left out."""
+    placed = [s for s in slices if s.is_placed]
+    if len(slices) == 1 or not placed:
+        return [], list(slices)
+    whole = [s for s in placed if s.is_complete] or placed
+    kinds = {s.kind for s in whole}
+    alike = [s for s in slices if s.is_complete or s.kind in kinds]
+    return [s for s in alike if s.is_placed], [s for s in alike if not s.is_placed]
 
 
 def _voxels(slices: Sequence[Slice]) -> np.ndarray:
@@ -113,8 +131,7 @@ def _voxels(slices: Sequence[Slice]) -> np.ndarray:
         by_file[slice_.file].append(index)
     voxels = None
     for file, indices in by_file.items():
-        chosen = [slices[index] for index in indices]
-        planes = read_values(file, [s.frame for s in chosen], [s.values for s in chosen])
+        planes = _planes(file, [slices[index] for index in indices])
         kind = planes.dtype if voxels is None else np.result_type(voxels, planes)
         kind = np.dtype(np.float32) if kind == np.float64 else kind
         if voxels is None:
@@ -124,19 +141,30 @@ def _voxels(slices: Sequence[Slice]) -> np.ndarray:
     return voxels
 
 
+def _planes(file: Path, slices: Sequence[Slice]) -> np.ndarray:
+    """Return the voxels of slices of one file."""
+    frames = {s.frame: s for s in slices}
+    planes = read_values(file, list(frames), [s.values for s in frames.values()])
+    if not slices[0].tile:
+        return planes
+    return np.stack([planes[0][s.tile.rows, s.tile.columns] for s in slices])
+
+
 def _picture(slice_: Slice, attributes: dict) -> Volume:
     """Read a single slice; what it does not say of its place is taken as the simplest."""
-    rows_mm, columns_mm, thickness_mm = 1.0, 1.0, Stack((slice_,)).spacing_mm(slice_.name)
     keyword = next((key for key in SPACINGS if slice_.values.get(key)), None)
-    if keyword:
-        rows_mm, columns_mm = map(float, slice_.spacing_by(keyword))
+    said = slice_.spacing_by(keyword) if keyword else spacing_of_regions(slice_.values)
+    rows_mm, columns_mm = (1.0, 1.0) if said is None else map(float, said)
+    thickness_mm = Stack((slice_,)).thickness_mm
+    known = (said is not None, said is not None, thickness_mm is not None)
     direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     if slice_.values.get("ImageOrientationPatient"):
         direction = _direction(slice_.orientation)
     origin_mm = (0.0, 0.0, 0.0)
     if slice_.values.get("ImagePositionPatient"):
         origin_mm = tuple(map(float, slice_.position_mm))
-    return Volume(_voxels([slice_]), (columns_mm, rows_mm, thickness_mm), origin_mm, direction, **attributes)
+    spacing_mm = (columns_mm, rows_mm, thickness_mm or 1.0)
+    return Volume(_voxels([slice_]), spacing_mm, origin_mm, direction, spacing_known=known, **attributes)
 
 
 def _direction(orientation: np.ndarray) -> tuple[float, ...]:

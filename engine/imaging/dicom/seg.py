@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.config import RAISE
+from pydicom.valuerep import validate_value
 
 from engine.errors import UserError
 from engine.files import replacing
@@ -33,6 +35,10 @@ MAY_BE_EMPTY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+# Anonymised files hold asterisks where a date, an age or a sex stood: what is no valid value of these is left out.
+DATES, PATIENT, OF_PATIENT = ("DA", "DT", "TM"), 0x0010, ("AS", "CS", "DS", "IS")
+SEXES = ("M", "F", "O")
+TEXTS = ("AE", "AS", "CS", "DA", "DT", "IS", "LO", "PN", "SH", "TM", "UI")
 SHARED_BY_FRAMES = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 PLACE_MM = 0.1  # how far a slice may lie from the grid, which evens out what positions are rounded to
 OTHERWISE = "write .seg.nrrd instead"
@@ -94,7 +100,7 @@ def _segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> py
             segment_descriptions=described,
             omit_empty_frames=bool(pixels.any()),
             series_instance_uid=highdicom.UID(),
-            series_number=SERIES_NUMBERS + int(headers[0].get("SeriesNumber") or 0),
+            series_number=SERIES_NUMBERS + _number_of_series(headers[0]),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer=MAKER,
@@ -108,12 +114,21 @@ def _segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> py
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         kind = type(error).__name__  # without its words, which may quote a patient's name
+        invalid = ", ".join(e.keyword for e in headers[0] if e.keyword and e.VR in TEXTS and not _is_valid(e))
+        where = f"{kind}; not valid are {invalid}" if invalid else kind
         raise UserError(
-            f"{volume.name} breaks DICOM's rules where {path} needs it ({kind}); {OTHERWISE}"
+            f"{volume.name} breaks DICOM's rules where {path} needs it ({where}); {OTHERWISE}"
         ) from error
     if "FrameOfReferenceUID" not in segmentation:
         segmentation.PatientOrientation = headers[0].get("PatientOrientation")
     return segmentation
+
+
+def _number_of_series(header: pydicom.Dataset) -> int:
+    try:
+        return int(header.get("SeriesNumber") or 0)
+    except ValueError:
+        return 0
 
 
 def _headers(path: Path, volume: Volume) -> list[pydicom.Dataset]:
@@ -143,6 +158,8 @@ def _to_frames(headers: list[pydicom.Dataset], volume: Volume) -> Callable[[np.n
     Raises:
         UserError: the frames have no place, or are not the slices that the volume was made of.
     """
+    if volume.stack and any(slice_.tile for slice_ in volume.stack.slices):
+        raise UserError(f"{volume.name} is a mosaic, to whose slices no DICOM segmentation can refer; {OTHERWISE}")
     places = _places(headers, volume)
     if volume.shape[0] == len(places) == 1:
         return lambda mask: mask
@@ -188,6 +205,12 @@ def _complete(headers: list[pydicom.Dataset], thickness_mm: float) -> None:
     """Give the headers what highdicom expects: what may be empty, a thickness, no frame of reference without a
     place in it, and one orientation, of which the reader has seen that all slices share it but for rounding."""
     for header in headers:
+        for element in header:
+            unsure = element.VR in DATES or (element.tag.group == PATIENT and element.VR in OF_PATIENT)
+            if unsure and not _is_valid(element):
+                setattr(header, element.keyword, None)
+        if header.get("PatientSex") not in SEXES:
+            header.PatientSex = None
         for name in MAY_BE_EMPTY:
             if name not in header:
                 setattr(header, name, None)
@@ -199,6 +222,16 @@ def _complete(headers: list[pydicom.Dataset], thickness_mm: float) -> None:
             header.ImageOrientationPatient = headers[0].ImageOrientationPatient
         else:
             header.pop("FrameOfReferenceUID", None)
+
+
+def _is_valid(element: pydicom.DataElement) -> bool:
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for value in values:
+            validate_value(element.VR, "" if value is None else str(value), RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(number: int, segment: Segment) -> pydicom.Dataset:

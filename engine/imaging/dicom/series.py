@@ -2,24 +2,40 @@
 
 import filecmp
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pydicom
-from pydicom.uid import MediaStorageDirectoryStorage, SegmentationStorage
+from pydicom.uid import (
+    UID,
+    CornealTopographyMapStorage,
+    EnhancedUSVolumeStorage,
+    MediaStorageDirectoryStorage,
+    OphthalmicThicknessMapStorage,
+    ParametricMapStorage,
+    RawDataStorage,
+    RTDoseStorage,
+)
 
 from engine.errors import UserError
 from engine.imaging.dicom.files import UNREADABLE, read_header
+from engine.imaging.dicom.mosaics import COUNT_TAGS
 from engine.imaging.dicom.pixels import check_size, declared_bytes
-from engine.imaging.dicom.stacks import TELLING
+from engine.imaging.dicom.telling import TELLING
 
 HEADER_TAGS = (
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "SeriesDescription",
+    "SeriesDate",
+    "SeriesTime",
+    "StudyDate",
+    "StudyTime",
     "SeriesNumber",
     "InstanceNumber",
     "Modality",
@@ -36,6 +52,7 @@ HEADER_TAGS = (
     "PixelSpacing",
     "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
+    "SequenceOfUltrasoundRegions",
     "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",
@@ -52,9 +69,32 @@ HEADER_TAGS = (
     "EnergyWindowVector",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "DimensionIndexSequence",
+    *COUNT_TAGS,
     *TELLING,
 )
-NO_SCANS = (MediaStorageDirectoryStorage, SegmentationStorage)
+# Classes of images that are not called "… Image Storage"; of all others that the standard names, objects hold none.
+OTHER_IMAGES = (
+    RTDoseStorage,
+    EnhancedUSVolumeStorage,
+    ParametricMapStorage,
+    OphthalmicThicknessMapStorage,
+    CornealTopographyMapStorage,
+)
+
+UID_FORM = re.compile(r"[0-9.]{7,64}")
+UID_END = 6  # characters of a UID that are enough to name it
+DETAILS = {  # what may tell series of one title apart; nothing that names a patient
+    "of": "SeriesDate",
+    "study of": "StudyDate",
+    "at": "SeriesTime",
+    "study at": "StudyTime",
+    "acquired at": "AcquisitionTime",
+    "kernel": "ConvolutionKernel",
+    "thickness": "SliceThickness",
+    "echo time": "EchoTime",
+    "image type": "ImageType",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +125,13 @@ class Series:
         size = f"{header.get('Columns')}×{header.get('Rows')}, {len(self.files)} files"
         return f"{self.number or '-'}: {self.description or 'no description'} ({header.get('Modality')}, {size})"
 
+    @property
+    def details(self) -> dict[str, str]:
+        """What may tell it from another of the same title, for people."""
+        header = self.headers[0]
+        facts = {name: header.get(keyword) for name, keyword in DETAILS.items()}
+        return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
 
 def is_dicom(path: Path) -> bool:
     """Return whether a file carries DICOM's mark "DICM" after its preamble, or begins like one without either."""
@@ -93,11 +140,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_scan(path: Path) -> bool:
-    """Return whether a DICOM file may be (a slice of) a scan: no directory, and no segmentation."""
+    """Return whether a DICOM file may be (a slice of) a scan: no directory, segmentation, report, spectrum or
+    other object that the standard knows as none."""
     try:
-        return _class_of(read_header(path, ["SOPClassUID"], force=True)) not in NO_SCANS
+        return _is_image_class(_class_of(read_header(path, ["SOPClassUID"], force=True)))
     except UNREADABLE:
         return True
+
+
+def kind_of(path: Path) -> str:
+    """Return what the standard calls objects of a file's class, such as "MR Spectroscopy"."""
+    return UID(_class_of(read_header(path, ["SOPClassUID"], force=True))).name.removesuffix(" Storage")
 
 
 def is_directory(path: Path) -> bool:
@@ -109,23 +162,45 @@ def find_series(folder: Path, wanted: str | None = None, source: Path | None = N
     """Return the series of a folder that is meant; those in the folder itself go before those below it.
 
     Args:
-        wanted: its UID, its number, or a part of its description; needed where there are several.
+        wanted: its UID or the end of it, its number, or a part of its description; needed where there are several.
         source: named in messages; the folder when None.
 
     Raises:
         UserError: no DICOM images; several series and none was chosen; a damaged header.
     """
     source = source or folder
-    found = list_series(folder)
+    found = _series_of_uid(folder, wanted) if wanted and UID_FORM.fullmatch(wanted) else []
+    found = found or list_series(folder)
     if not found:
         raise UserError(f"{source} holds no DICOM images; name an image file, or a folder with a DICOM series")
     own = [s for s in found if s.folder == folder]
     chosen = (own or found) if wanted is None else _meant(own, wanted) or _meant(found, wanted)
     if len(chosen) != 1:
         reason = "several series" if chosen else f"no series '{wanted}'"
-        listing = "; ".join(s.title for s in found)
+        listing = "; ".join(titles(found))
         raise UserError(f"{source} holds {reason}; choose one with --series NUMBER, UID or DESCRIPTION: {listing}")
     return chosen[0]
+
+
+def titles(found: Sequence[Series]) -> list[str]:
+    """Return the titles of series; those of the same number or title with what differs, and the end of the UID."""
+    names = []
+    for series in found:
+        like = [s for s in found if s.number == series.number]
+        differing = [
+            f"{name} {series.details.get(name, '-')}"
+            for name in DETAILS
+            if len({s.details.get(name) for s in like if s.title == series.title}) > 1
+        ]
+        end = [f"UID …{uid_end(series.uid, found)}"] if len(like) > 1 and series.uid else []
+        names.append(", ".join([series.title, *differing, *end]))
+    return names
+
+
+def uid_end(uid: str, found: Sequence[Series]) -> str:
+    """Return the shortest end of a UID, of at least `UID_END` characters, that no other series has."""
+    others = [series.uid for series in found if series.uid != uid]
+    return next((uid[-n:] for n in range(UID_END, len(uid)) if not any(o.endswith(uid[-n:]) for o in others)), uid)
 
 
 def list_series(folder: Path) -> list[Series]:
@@ -133,6 +208,26 @@ def list_series(folder: Path) -> list[Series]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and is_dicom(path))
     found = group_by_series(files)
     return sorted(found, key=lambda series: (len(series.number), series.number, series.uid))
+
+
+def _series_of_uid(folder: Path, uid: str) -> list[Series]:
+    """Return the series of a UID; of the other files only the UID is read, and only once. Damaged files may be
+    slices of it."""
+    found = group_by_series(
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and is_dicom(path) and _uid_of(path, path.stat().st_mtime_ns) in (uid, "")
+    )
+    return [series for series in found if series.uid == uid]
+
+
+@lru_cache(1 << 20)
+def _uid_of(path: Path, _mtime_ns: int) -> str:
+    """Return the SeriesInstanceUID of a file; "" where it has none, or cannot be read."""
+    try:
+        return str(read_header(path, ["SeriesInstanceUID"], force=True).get("SeriesInstanceUID", ""))
+    except UNREADABLE:
+        return ""
 
 
 def series_folders(files: Iterable[Path]) -> set[Path]:
@@ -156,10 +251,12 @@ def group_by_series(files: Iterable[Path]) -> list[Series]:
         bare = _is_bare(_head(path))
         try:
             header = read_header(path, HEADER_TAGS, force=bare)
-            if _class_of(header) in NO_SCANS:
+            kind = _class_of(header)
+            if not _is_image_class(kind):
                 continue
-            is_image = bool(header.get("Rows") and header.get("Columns"))
-            lost = not header.get("SOPClassUID") or _is_image_class(header)
+            known = UID(kind).name != kind
+            is_image = bool(header.get("Rows") and header.get("Columns") and (known or header.get("BitsAllocated")))
+            lost = not header.get("SOPClassUID") or known
         except UNREADABLE:
             is_image, lost = False, is_scan(path)
         if is_image:
@@ -205,10 +302,11 @@ def _is_bare(head: bytes) -> bool:
     return head[4:6] in (b"UL", b"CS", b"DA", b"UI") or 0 < int.from_bytes(head[4:8], "little") <= 64
 
 
-def _is_image_class(header: pydicom.Dataset) -> bool:
-    """Return whether an object without an image is of a class that should have one; DICOMDIR, reports, plans and
-    presentation states are of others."""
-    return "Image Storage" in pydicom.uid.UID(header.SOPClassUID).name
+def _is_image_class(uid: str) -> bool:
+    """Return whether objects of a class may hold an image, as those of makers' own classes may."""
+    name = UID(uid).name
+    makers_own = name == uid and not uid.startswith(f"{RawDataStorage}.")  # where segmentations are, too
+    return makers_own or "Image Storage" in name or uid in OTHER_IMAGES
 
 
 def _without_copies(members: list[tuple[Path, pydicom.Dataset]]) -> list[tuple[Path, pydicom.Dataset]]:
@@ -231,4 +329,6 @@ def _without_copies(members: list[tuple[Path, pydicom.Dataset]]) -> list[tuple[P
 
 def _meant(found: list[Series], wanted: str) -> list[Series]:
     exact = [series for series in found if wanted in (series.uid, series.number)]
-    return exact or [series for series in found if wanted.lower() in series.description.lower()]
+    end = wanted.lstrip("….")
+    ending = [series for series in found if len(end) >= UID_END and series.uid.endswith(end)]
+    return exact or ending or [series for series in found if wanted.lower() in series.description.lower()]

@@ -7,6 +7,8 @@ import numpy as np
 import pydicom
 
 from engine.errors import UserError
+from engine.imaging.dicom.groups import attributes_of_frame
+from engine.imaging.dicom.mosaics import Tile, tiles_of
 
 RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")  # image types of NM whose frames are slices
 NM_VECTORS = {  # what else parts the frames of NM, and by which attribute of other images that is told
@@ -14,6 +16,8 @@ NM_VECTORS = {  # what else parts the frames of NM, and by which attribute of ot
     "RRIntervalVector": "TriggerTime",
     "EnergyWindowVector": "EchoNumbers",
 }
+
+PLACING = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,22 +27,36 @@ class Slice:
     Attributes:
         frame: its number in the file, from 0.
         values: the file's header, for a multi-frame file with what is this frame's own put over it.
+        tile: where it is in the frame, for a mosaic.
     """
 
     file: Path
     frame: int
     values: pydicom.Dataset
+    tile: Tile | None = None
 
     @property
     def name(self) -> str:
         """For people: the file, and the frame of one with several."""
+        if self.tile:
+            return f"{self.file.name} tile {self.tile.number}"
         several = int(self.values.get("NumberOfFrames") or 1) > 1
         return f"{self.file.name} frame {self.frame}" if several else self.file.name
 
     @property
     def is_placed(self) -> bool:
         """Whether it says where it lies at all."""
-        return "ImagePositionPatient" in self.values
+        return bool(self.values.get("ImagePositionPatient"))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says all that places its pixels."""
+        return all(self.values.get(keyword) for keyword in PLACING)
+
+    @property
+    def kind(self) -> tuple:
+        """What the slices of one volume have in common: class and size."""
+        return (self.values.get("SOPClassUID"), *self.size)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -87,7 +105,7 @@ class Slice:
 
 
 def slices_of(file: Path, header: pydicom.Dataset) -> list[Slice]:
-    """Return the slices of a file: one, or one for each frame.
+    """Return the slices of a file: one, or one for each frame, or for each tile of a mosaic.
 
     Frames are placed by their functional groups (enhanced images), by GridFrameOffsetVector (doses) or by
     SliceVector (reconstructed NM); frames of other files have no place (cines).
@@ -96,7 +114,7 @@ def slices_of(file: Path, header: pydicom.Dataset) -> list[Slice]:
     if header.get("PerFrameFunctionalGroupsSequence"):
         return _grouped(file, header)
     if count == 1 and not _is_reconstructed(header):
-        return [Slice(file, 0, header)]
+        return [_tiled(file, header, tile) for tile in tiles_of(file, header)] or [Slice(file, 0, header)]
     frames = []
     for number in range(count):
         values = _copy(header)
@@ -111,6 +129,14 @@ def slices_of(file: Path, header: pydicom.Dataset) -> list[Slice]:
     return frames
 
 
+def _tiled(file: Path, header: pydicom.Dataset, tile: Tile) -> Slice:
+    values = _copy(header)
+    _put(values, "Rows", tile.rows.stop - tile.rows.start)
+    _put(values, "Columns", tile.columns.stop - tile.columns.start)
+    _put(values, "ImagePositionPatient", [float(v) for v in tile.position_mm])
+    return Slice(file, 0, values, tile)
+
+
 def _put(values: pydicom.Dataset, keyword: str, value: object) -> None:
     """Set a value in a copy, and leave the element alone that it shares with others."""
     values.pop(keyword, None)
@@ -118,7 +144,7 @@ def _put(values: pydicom.Dataset, keyword: str, value: object) -> None:
 
 
 def _grouped(file: Path, header: pydicom.Dataset) -> list[Slice]:
-    """Return the frames of an enhanced image: over the header the shared functional groups, then their own."""
+    """Return the frames of an enhanced image: over the header what the functional groups say of each."""
     shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     own = list(header.PerFrameFunctionalGroupsSequence)
     count = int(header.get("NumberOfFrames") or 1)
@@ -127,9 +153,7 @@ def _grouped(file: Path, header: pydicom.Dataset) -> list[Slice]:
     frames = []
     for number, group in enumerate(own):
         values = _copy(header)
-        for sequence in (*shared[0], *group):
-            if sequence.VR == "SQ" and len(sequence.value) == 1:
-                values.update(sequence.value[0])
+        values.update(attributes_of_frame(shared[0], group))
         _place_ultrasound(values)
         frames.append(Slice(file, number, values))
     return frames

@@ -1,42 +1,17 @@
 """Slices that form one volume each: separated, sorted along their normal, and checked."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 
 import numpy as np
 
 from engine.errors import UserError
 from engine.imaging.dicom.slices import Slice
+from engine.imaging.dicom.telling import UNEVEN_MM, told_apart
 
-UNEVEN_MM = 0.05  # positions are written with a few digits; a missing slice differs by far more
 SAME_DIRECTION = 1e-3
 LISTED = 5  # slices that a message names
-# What tells apart the volumes of one series, the most telling first.
-TELLING = {
-    "AcquisitionNumber": "acquisition",
-    "FrameAcquisitionNumber": "acquisition",
-    "EchoNumbers": "echo",
-    "EchoTime": "echo time",
-    "EffectiveEchoTime": "echo time",
-    "TemporalPositionIdentifier": "time point",
-    "TemporalPositionIndex": "time point",
-    "StackID": "stack",
-    "DiffusionBValue": "b-value",
-    "DiffusionGradientOrientation": "gradient",
-    "TriggerTime": "trigger time",
-    "NominalCardiacTriggerDelayTime": "trigger time",
-    "InversionTime": "inversion time",
-    "FlipAngle": "flip angle",
-    "ImageType": "image type",
-    "FrameType": "image type",
-    "KVP": "kVp",
-    "ConvolutionKernel": "kernel",
-    "SliceThickness": "slice thickness",
-    "AcquisitionTime": "acquisition time",
-}
 AXES = ("sagittal", "coronal", "axial")
 
 
@@ -72,6 +47,11 @@ class Stack:
         away = self.positions_mm - self.positions_mm[0]
         return np.stack([away @ orientation[:3], away @ orientation[3:]], axis=1)
 
+    @property
+    def thickness_mm(self) -> float | None:
+        """Of the first slice; None where it says none."""
+        return _thickness_mm(self.slices[0])
+
     def spacing_mm(self, source: object) -> float:
         """Return the distance of the slices.
 
@@ -79,7 +59,7 @@ class Stack:
             UserError: two slices lie at one place, distances differ, or the slices are shifted sideways.
         """
         if len(self.slices) == 1:
-            return _thickness_mm(self.slices[0])
+            return self.thickness_mm or 1.0
         self.check_apart(source)
         along = self.along_mm
         steps = np.diff(along)
@@ -112,7 +92,8 @@ class Stack:
             more = f", and {len(close) - 1} more such pairs" if len(close) > 1 else ""
             raise UserError(
                 f"{source} has two slices at {self.along_mm[index]:.2f} mm along the normal, {names}{more}, and "
-                "nothing in their headers tells their volumes apart; put each volume into a folder of its own"
+                "nothing in their headers tells their volumes apart, nor do their image numbers; put each volume "
+                "into a folder of its own"
             )
 
     def _gaps(self, steps: np.ndarray, usual: float) -> str:
@@ -142,8 +123,9 @@ def separate(slices: Sequence[Slice]) -> list[Stack]:
     stacks = []
     for group in sorted(alike, key=len, reverse=True):
         about = [] if len(alike) == 1 else [_describe(group[0])]
-        parts = _told_apart(_sorted(group))
-        stacks += [Stack(_sorted(part), ", ".join([*about, *words])) for words, part in parts]
+        ordered = _sorted(group)
+        parts = told_apart(ordered, Stack(ordered).along_mm)
+        stacks += [Stack(_sorted(part), ", ".join(filter(None, [*about, words]))) for words, part in parts]
     return stacks
 
 
@@ -167,69 +149,7 @@ def _sorted(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     return tuple(sorted(slices, key=lambda s: float(s.position_mm @ normal)))
 
 
-def _told_apart(slices: Sequence[Slice]) -> list[tuple[list[str], list[Slice]]]:
-    """Return slices in groups in which no two lie at one place, each with words for it; all in one where there is
-    no need, or no way.
-
-    Of all attributes, and pairs and triples of them, that do it, the one that makes the fewest groups is taken.
-    """
-    along = Stack(tuple(slices)).along_mm
-    most = _most_at_one_place(along)
-    uneven = len(along) > 2 and np.ptp(np.diff(along)) > UNEVEN_MM
-    if most == 1 and not uneven:
-        return [([], list(slices))]
-    values = {key: [_value(s, key) for s in slices] for key in TELLING}
-    varying = [key for key in TELLING if len(set(values[key])) > 1]
-    best: dict[tuple[str, ...], list[int]] = {}
-    best_keys: tuple[str, ...] = ()
-    for keys in (keys for count in (1, 2, 3) for keys in combinations(varying, count)):
-        groups = defaultdict(list)
-        for index, kind in enumerate(zip(*(values[key] for key in keys), strict=True)):
-            groups[kind].append(index)
-        fewer = not best or len(groups) < len(best)
-        if fewer and _is_answer([along[group] for group in groups.values()], most):
-            best, best_keys = groups, keys
-    if not best:
-        return [([], list(slices))]
-    parts = []
-    for kind, group in sorted(best.items(), key=lambda item: [_rank(value) for value in item[0]]):
-        words = [f"{TELLING[key]} {value or '-'}" for key, value in zip(best_keys, kind, strict=True)]
-        parts.append((words, [slices[index] for index in group]))
-    return parts
-
-
-def _is_answer(groups: list[np.ndarray], most: int) -> bool:
-    """Return whether groups of places are volumes: none has two at one place, and they are not mere single slices;
-    where nothing lay at one place before, each must be even by itself."""
-    if any(_most_at_one_place(group) > 1 for group in groups):
-        return False
-    if most == 1:
-        return len(groups) > 1 and all(len(g) > 2 and np.ptp(np.diff(g)) <= UNEVEN_MM for g in groups)
-    return len(groups) == most or 2 * len(groups) <= sum(map(len, groups))
-
-
-def _most_at_one_place(along: np.ndarray) -> int:
-    runs = np.split(along, np.flatnonzero(np.diff(along) >= UNEVEN_MM) + 1)
-    return max(map(len, runs))
-
-
-def _value(slice_: Slice, keyword: str) -> str:
-    value = slice_.values.get(keyword)
-    return "" if value is None else "/".join(map(str, value)) if _is_list(value) else str(value)
-
-
-def _is_list(value: object) -> bool:
-    return not isinstance(value, str) and hasattr(value, "__iter__")
-
-
-def _rank(value: str) -> tuple[float, str]:
-    try:
-        return (float(value), "")
-    except ValueError:
-        return (np.inf, value)
-
-
-def _thickness_mm(slice_: Slice) -> float:
+def _thickness_mm(slice_: Slice) -> float | None:
     for keyword in ("SliceThickness", "SpacingBetweenSlices"):
         try:
             thickness = float(slice_.values.get(keyword) or 0)
@@ -237,4 +157,4 @@ def _thickness_mm(slice_: Slice) -> float:
             continue
         if thickness > 0 and np.isfinite(thickness):
             return thickness
-    return 1.0
+    return None

@@ -26,6 +26,7 @@ class Volume:
         modality: DICOM (0008,0060) where known, such as "CT" or "MR".
         window: the file's own (center, width), DICOM (0028,1050) and (0028,1051).
         flat: a 2-D picture, which is written back as one.
+        spacing_known: for x, y, z, whether its distance is known; 1 mm stands in for one that is not.
         sources: the DICOM files of the slices, or the one with all of them, in any order; none for other formats.
         stack: the DICOM slices that it was made of, with their places: a `Stack` of `imaging/dicom/stacks.py`.
             They are those of z unless it was resampled.
@@ -44,6 +45,7 @@ class Volume:
     modality: str | None = None
     window: tuple[float, float] | None = None
     flat: bool = False
+    spacing_known: tuple[bool, bool, bool] = (True, True, True)
     sources: tuple[Path, ...] = ()
     stack: Any = None
     no_numbers: int = 0
@@ -72,7 +74,10 @@ class Volume:
         return self.voxels.ndim == 4
 
     @property
-    def voxel_volume_ml(self) -> float:
+    def voxel_volume_ml(self) -> float | None:
+        """None where a distance is not known, as of pictures: nobody can say how large their voxels are."""
+        if not all(self.spacing_known):
+            return None
         return float(np.prod(self.spacing_mm) * abs(np.linalg.det(self.direction_matrix)) / 1000)
 
     @property

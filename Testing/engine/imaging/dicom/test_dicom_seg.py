@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ball, files, make_adapter, run_command
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
 
 from engine import segment
@@ -311,10 +312,11 @@ def test_where_nothing_was_found_the_segments_are_there_and_empty(tmp_path, seri
     assert written.SegmentSequence[0].SegmentLabel == "polyp" and not written.pixel_array.any()
 
 
+NAMED = r"breaks DICOM's rules where .* needs it \(KeyError; not valid are AccessionNumber\)"
 LACKING = {
     "an instance without a UID": ({"SOPInstanceUID": ""}, "lacks SOPInstanceUID"),
     "no frame of reference": ({"FrameOfReferenceUID": None}, "no frame of reference common to all slices"),
-    "a sex that DICOM does not know": ({"PatientSex": "0000"}, "breaks DICOM's rules"),
+    "a class that DICOM does not know": ({"SOPClassUID": "1.2.3", "AccessionNumber": "A" * 20}, NAMED),
 }
 
 
@@ -337,6 +339,47 @@ def test_attributes_that_may_be_empty_may_be_missing(tmp_path):
     volume = read_volume(write_series(tmp_path / "series", **NAMELESS))
     write_segments(tmp_path / "o.dcm", segments_of(volume, "liver"), volume)
     assert_on_sources(tmp_path / "o.dcm", sources_of(tmp_path / "series"))
+
+
+ANONYMISED = {
+    "StudyDate": "***",
+    "StudyTime": "***",
+    "PatientBirthDate": "********",
+    "PatientBirthTime": "***",
+    "PatientAge": "***",
+    "PatientSex": "*",
+    "PatientWeight": "***",
+    "SeriesNumber": "***",
+    "SeriesDate": "***",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize("keyword", [*ANONYMISED, "PatientSex of its own", "all"])
+def test_what_stands_in_for_an_anonymised_value_is_left_out(tmp_path, keyword):
+    values = ANONYMISED if keyword == "all" else {keyword: ANONYMISED.get(keyword)}
+    values = {"PatientSex": "0000"} if " " in keyword else values
+    folder = write_series(tmp_path / "series")
+    for path in folder.iterdir():
+        slice_ = pydicom.dcmread(path)
+        for name, value in values.items():
+            tag = pydicom.datadict.tag_for_keyword(name)
+            kind = pydicom.datadict.dictionary_VR(tag)
+            raw = pydicom.dataelem.RawDataElement(Tag(tag), kind, len(value), value.encode(), 0, False, True)
+            slice_[tag] = raw
+        slice_.save_as(path)
+    volume = read_volume(folder)
+    check_format(tmp_path / "o.dcm", volume, 1, exclusive=False)
+    write_segments(tmp_path / "o.dcm", segments_of(volume, "liver"), volume)
+    assert_on_sources(tmp_path / "o.dcm", sources_of(folder))
+    written = pydicom.dcmread(tmp_path / "o.dcm")
+    assert b"***" not in (tmp_path / "o.dcm").read_bytes() and written.SeriesNumber >= 1000
+    assert all(not written.get(name) for name in values if name != "SeriesNumber")
+    assert str(written.PatientName) == "Geheim^Jürgen"  # what is valid stays
+    if shutil.which("dciodvfy"):
+        found = subprocess.run(["dciodvfy", "-new", tmp_path / "o.dcm"], capture_output=True, text=True)
+        assert not [line for line in found.stderr.splitlines() if line.startswith("Error")], found.stderr
 
 
 def test_a_cine_is_refused(tmp_path, shared_data):
