@@ -374,7 +374,7 @@ def test_each_series_needs_a_folder_and_no_choice_of_one(tmp_path, monkeypatch, 
     for more in (("-o", tmp_path / "o.seg.nrrd"), ("-o", tmp_path, "--series", "2")):
         arguments = (tmp_path / "in", "-p", "brain", "--each-series", *more)
         code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
-        assert code == 2 and "--each-series writes into an output folder that exists" in errors
+        assert code == 2 and "--each-series writes into an output folder" in errors
 
 
 def test_a_uid_that_is_chosen_is_found_in_a_changed_folder(tmp_path):
