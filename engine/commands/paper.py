@@ -107,7 +107,7 @@ def _remarks(
             "CRIS starts from CLIP alone: its authors' weights for RefCOCO are not here; get cris_best.pth, then "
             f"`python -m engine.adapters import cris_best.pth --base clip-rn50 --name {START}`."
         )
-    rehearsal = [f"base `{options.base}`"] if options.base else []
+    rehearsal = [f"base `{Path(options.base).name}`"] if options.base else []
     rehearsal += [f"{options.subset} images of each split"] if options.subset else []
     rehearsal += [f"epochs: at most {options.epochs}"] if options.epochs else []
     rehearsal += [f"`{' '.join(flags)}`"] if flags else []

@@ -100,24 +100,6 @@ def spread_evenly(paths: Sequence[Path], count: int) -> list[Path]:
     return [paths[len(paths) * index // count] for index in range(count)] if count < len(paths) else list(paths)
 
 
-def shared_with_earlier(folder: Path, split: str) -> "list[Overlap]":
-    """Return what a split shares with those before it, as far as these can be opened."""
-    sets = {}
-    for name in SPLITS[: SPLITS.index(split) + 1]:
-        with suppress(UserError):
-            sets[name] = open_data_set(folder, name)
-    try:
-        return shared_images(sets).get(split, [])
-    except UserError:  # a file is missing
-        return []
-
-
-def overlap_warning(split: str, overlaps: "Sequence[Overlap]") -> str:
-    """Return what is to be said of images that a split shares with others."""
-    count = f"{len(overlaps)} image(s) of the split '{split}' are also in others, such as {overlaps[0]}"
-    return f"{count}, which flatters the figures"
-
-
 @dataclass(frozen=True)
 class Overlap:
     """An image that is in two splits, or whose patient is: `path` in the later one, `twin` in `split`."""
@@ -130,6 +112,24 @@ class Overlap:
     def __str__(self) -> str:
         twins = f"{self.path.name} with {self.twin.name} in '{self.split}'"
         return twins if self.patient is None else f"{twins} (both of patient {self.patient})"
+
+
+def shared_with_earlier(folder: Path, split: str) -> list[Overlap]:
+    """Return what a split shares with those before it, as far as these can be opened."""
+    sets = {}
+    for name in SPLITS[: SPLITS.index(split) + 1]:
+        with suppress(UserError):
+            sets[name] = open_data_set(folder, name)
+    try:
+        return shared_images(sets).get(split, [])
+    except UserError:  # a file is missing
+        return []
+
+
+def overlap_warning(split: str, overlaps: Sequence[Overlap]) -> str:
+    """Return what is to be said of images that a split shares with others."""
+    count = f"{len(overlaps)} image(s) of the split '{split}' are also in others, such as {overlaps[0]}"
+    return f"{count}, which flatters the figures"
 
 
 def shared_images(sets: dict[str, DataSet]) -> dict[str, list[Overlap]]:
