@@ -24,6 +24,7 @@ from viewer.scene import Scene
 LONGEST_NAME = 100  # signs
 KINDS = (".seg.nrrd", ".nii.gz", ".dcm", ".png")
 FIELDS = {  # of the page, by what they are called as options of commands
+    ", or all with --each-series": "",
     "--series NUMBER, UID or DESCRIPTION": "the field Series by number, UID or description",
     r"--frame (0 … \d+), or --frame all": r"the field Volume: \1",
     "add --resample": "tick Resample",

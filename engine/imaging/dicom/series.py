@@ -178,7 +178,8 @@ def find_series(folder: Path, wanted: str | None = None, source: Path | None = N
     if len(chosen) != 1:
         reason = "several series" if chosen else f"no series '{wanted}'"
         listing = "; ".join(titles(found))
-        raise UserError(f"{source} holds {reason}; choose one with --series NUMBER, UID or DESCRIPTION: {listing}")
+        ways = "--series NUMBER, UID or DESCRIPTION, or all with --each-series"
+        raise UserError(f"{source} holds {reason}; choose one with {ways}: {listing}")
     return chosen[0]
 
 

@@ -135,9 +135,10 @@ def _numbers(value: object) -> list[str]:
 
 
 def _counted_off(slices: Sequence[Slice], places: np.ndarray, most: int) -> Volumes | None:
-    """Return the first, second, … slice at each place, in the order of their image numbers (InstanceNumber), where
-    every place has as many, and the numbers run through volume after volume, or through place after place."""
-    numbers = [(_whole(s.values.get("InstanceNumber")), s.frame) for s in slices]
+    """Return the first, second, … slice at each place, in the order of their image numbers (InstanceNumber) and
+    frames, where every place has as many, and they run through volume after volume, or place after place."""
+    one_file = len({s.file for s in slices}) == 1
+    numbers = [(0 if one_file else _whole(s.values.get("InstanceNumber")), s.frame) for s in slices]
     if len(slices) != most * (places[-1] + 1) or None in dict(numbers) or len(set(numbers)) < len(numbers):
         return None
     order = sorted(range(len(slices)), key=numbers.__getitem__)

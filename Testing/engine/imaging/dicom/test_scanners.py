@@ -194,6 +194,14 @@ def test_volumes_that_differ_in_their_image_numbers_alone_are_counted_off(tmp_pa
     assert [volume.voxels[:, 0, 0].tolist() for volume in read_frames(tmp_path)] == expected
 
 
+def test_frames_that_nothing_tells_apart_are_counted_off(tmp_path):
+    path = write_enhanced(tmp_path / "a.dcm", (0, 2, 4, 0, 2, 4))
+    image = pydicom.dcmread(path)
+    image.PixelData = np.stack([np.full((6, 5), number, np.int16) for number in range(6)]).tobytes()
+    image.save_as(path)
+    assert [volume.voxels[:, 0, 0].tolist() for volume in read_frames(path)] == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_times_that_pair_slices_do_not_keep_volumes_from_being_counted_off(tmp_path):
     for number in range(1, 13):  # two slices are taken at once, at any of six times
         z, pair = (number - 1) % 4, (number - 1) // 4 * 2 + (number - 1) % 2
