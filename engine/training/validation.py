@@ -52,7 +52,7 @@ class Validator:
         self.rows = _read_rows(self._table) if self._table.is_file() else []
         self._started = time.time() - max((row.seconds for row in self.rows), default=0)
         self._activations: dict[str, dict[int, Tensor]] = {}
-        self._tower = ""
+        self._tower = ""  # of which these are
 
     @property
     def best_weights(self) -> Path:
@@ -62,6 +62,8 @@ class Validator:
         """Measure the model after a step, and keep its weights if they are the best so far."""
         self.rows = [row for row in self.rows if row.step < step]  # the run may go on from an earlier checkpoint
         best = max((mean_dice(self.rows, s) for s in {row.step for row in self.rows}), default=-1.0)
+        if (tower := hash_of_tower(self._model)) != self._tower:
+            self._tower, self._activations, self._encode = tower, {}, frozen_encoder(self._model)
         for packed in self._sets:
             self.rows += self._measure(packed, step)
         write_csv(self._table, self.rows)
@@ -93,8 +95,6 @@ class Validator:
     def _activations_of(self, packed: PackedSet) -> dict[int, Tensor]:
         """Return the activations of a set's pictures that are looked at, by their numbers, as fp16 on the CPU; kept
         while the tower stays as it is."""
-        if (tower := hash_of_tower(self._model)) != self._tower:
-            self._tower, self._activations, self._encode = tower, {}, frozen_encoder(self._model)
         if packed.name not in self._activations:
             mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             numbers = torch.tensor(sorted({item.picture for item in _looked_at(packed)}))

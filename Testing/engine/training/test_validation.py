@@ -63,8 +63,11 @@ def test_a_run_that_goes_on_from_an_earlier_step_measures_the_later_ones_anew(va
 
 def test_a_tower_that_changed_is_asked_anew(validator):
     validate, model = validator
-    first = validate._activations_of(validate._sets[0])
-    assert validate._activations_of(validate._sets[0]) is first
+    validate(10)
+    first = validate._activations
+    validate(20)
+    assert validate._activations is first
     with torch.no_grad():
         model.vision.encoder.layers[0].mlp.fc2.bias += 1
-    assert not torch.equal(first[0], validate._activations_of(validate._sets[0])[0])
+    validate(30)
+    assert not torch.equal(first["discs"][0], validate._activations["discs"][0])
