@@ -5,10 +5,11 @@ from pathlib import Path
 from engine.errors import UserError
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-DICOM_SUFFIX = ".dcm"
+STRUCTURE_SET_SUFFIX, DICOM_SUFFIX = ".rt.dcm", ".dcm"
+DICOM_SUFFIXES = (STRUCTURE_SET_SUFFIX, DICOM_SUFFIX)
 LABEL_MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 PICTURE_SUFFIXES = (".png",)
-SUFFIXES = (SEGMENTATION_SUFFIX, DICOM_SUFFIX, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
+SUFFIXES = (SEGMENTATION_SUFFIX, *DICOM_SUFFIXES, *LABEL_MAP_SUFFIXES, *PICTURE_SUFFIXES)
 
 
 def output_suffix(path: Path) -> str:

@@ -9,7 +9,13 @@ import SimpleITK as sitk
 
 from engine.errors import UserError
 from engine.files import replacing
-from engine.imaging.formats import DICOM_SUFFIX, PICTURE_SUFFIXES, SEGMENTATION_SUFFIX, output_suffix
+from engine.imaging.formats import (
+    DICOM_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SEGMENTATION_SUFFIX,
+    STRUCTURE_SET_SUFFIX,
+    output_suffix,
+)
 from engine.imaging.images import image_from_volume, raster_of
 from engine.imaging.raster import Raster
 from engine.imaging.volumes.segments import Segment
@@ -30,8 +36,8 @@ def check_format(path: Path, volume: Volume, segments: int, exclusive: bool) -> 
         UserError: a picture of a volume, segments that may overlap in a label map, or DICOM of what is none.
     """
     suffix = output_suffix(path)
-    if suffix == DICOM_SUFFIX:
-        _dicom().check_source(path, volume)
+    if suffix in DICOM_SUFFIXES:
+        _dicom(suffix).check_source(path, volume)
         return
     if suffix in PICTURE_SUFFIXES and volume.shape[0] != 1:
         raise UserError(
@@ -48,16 +54,16 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
     """Write segments on the volume's grid, in one step.
 
     `.seg.nrrd` is Slicer's segmentation format: names, colours, tags, and overlapping segments in layers. `.dcm` is
-    a DICOM segmentation of the series that the volume was read from (see `dicom/seg.py`). Label maps hold i + 1 for
-    segment i; a picture of a single segment holds 255. NIfTI keeps the geometry in single precision, and only grids
-    at right angles; the others keep every bit.
+    a DICOM segmentation of the series that the volume was read from (see `dicom/seg.py`), `.rt.dcm` an RT structure
+    set of it (see `dicom/rtstruct.py`). Label maps hold i + 1 for segment i; a picture of a single segment holds
+    255. NIfTI keeps the geometry in single precision, and only grids at right angles; the others keep every bit.
 
     Raises:
         UserError: the format cannot hold the segments (see `check_format`) or the grid, or the disk is full.
     """
     suffix = output_suffix(path)
-    if suffix == DICOM_SUFFIX:
-        _dicom().write_dicom_segmentation(path, segments, volume)
+    if suffix in DICOM_SUFFIXES:
+        _dicom(suffix).write(path, segments, volume)
         return
     check_format(path, volume, len(segments) if _overlap(segments, volume) else 1, exclusive=False)
     with replacing(path) as temporary:
@@ -72,7 +78,7 @@ def write_segments(path: Path, segments: Sequence[Segment], volume: Volume) -> N
 def write_probability(path: Path, probability: np.ndarray, volume: Volume) -> None:
     """Write probabilities (z, y, x) in 0..1 as float32, or as 0..255 in a picture."""
     suffix = output_suffix(path)
-    if suffix in (SEGMENTATION_SUFFIX, DICOM_SUFFIX):
+    if suffix in (SEGMENTATION_SUFFIX, *DICOM_SUFFIXES):
         raise UserError(f"{path} is a segmentation and cannot hold probabilities; write .nii.gz or .nrrd")
     check_format(path, volume, 1, exclusive=False)
     picture = suffix in PICTURE_SUFFIXES
@@ -87,10 +93,10 @@ def write_volume(path: Path, volume: Volume) -> None:
         _write_image(temporary, volume.voxels, volume, picture=False)
 
 
-def _dicom():
-    from engine.imaging.dicom import seg  # pydicom takes half a second, and 3D Slicer writes none
+def _dicom(suffix: str):
+    from engine.imaging.dicom import rtstruct, seg  # pydicom takes half a second, and 3D Slicer writes none
 
-    return seg
+    return rtstruct if suffix == STRUCTURE_SET_SUFFIX else seg
 
 
 def _write_image(path: Path, voxels: np.ndarray, volume: Volume, picture: bool) -> None:
