@@ -204,26 +204,34 @@ def _places_mm(points: np.ndarray, plane: Slice) -> np.ndarray:
 def _closed(pixels: np.ndarray) -> list[np.ndarray]:
     """Return closed contours (points, 2) in rows and columns around what is True, each with its holes.
 
-    From the topmost point of a hole a channel runs straight up, to the outline or to a hole that lies higher: that
-    is why the lowest come first.
+    From the topmost point of a hole a channel runs up, to the outline or to a hole that lies higher: that is why
+    the lowest come first. It ends between two points, and so meets no voxel's centre.
     """
     from skimage.measure import find_contours
 
     if not pixels.any():
         return []
     inside = np.pad(pixels, 1)
-    outlines, holes = [], {}  # holes by the points where their channels end
+    outlines, holes = [], {}  # holes by the points after which their channels end
     for ring in sorted(find_contours(inside.astype(float), 0.5), key=lambda ring: -ring[:, 0].min()):
         from_top = np.roll(ring[:-1], -ring[:-1, 0].argmin(), axis=0)
-        path = [place for point in map(tuple, from_top.tolist()) for place in _with_hole(point, holes)]
+        path = _with_holes(list(map(tuple, from_top.tolist())), holes)
         row, column = map(int, path[0])  # of the voxel above
         if inside[row, column]:
-            end = np.flatnonzero(~inside[:row, column])[-1] + 0.5
-            holes[end, column] = [*path, path[0]]
+            above = np.flatnonzero(~inside[:row, column])[-1]
+            holes[above + 0.5, column] = [*path, path[0]]
         else:
             outlines.append(np.array(path) - 1)
     return outlines
 
 
-def _with_hole(point: tuple[float, float], holes: dict) -> list[tuple[float, float]]:
-    return [point, *holes[point], point] if point in holes else [point]
+def _with_holes(
+    points: list[tuple[float, float]], holes: dict[tuple[float, float], list]
+) -> list[tuple[float, float]]:
+    path = []
+    for point, following in zip(points, [*points[1:], points[0]], strict=True):
+        path.append(point)
+        if point in holes:
+            end = ((point[0] + following[0]) / 2, (point[1] + following[1]) / 2)
+            path += [end, *holes[point], end]
+    return path
