@@ -32,7 +32,9 @@ def _check_places(options: argparse.Namespace) -> None:
             raise UserError(f"{path} does not exist")
     written = options.format if options.many else options.output.name.lower()
     if options.store and not written.endswith(DICOM_SUFFIX):
-        raise UserError("--store sends DICOM segmentations; write .dcm, or --format .dcm into a folder")
+        raise UserError(
+            "--store sends DICOM segmentations or structure sets; write .dcm or .rt.dcm, or one of both by --format"
+        )
     if options.cluster and not options.many:
         raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")
     if options.each_series and (options.series or not options.many):
@@ -108,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=_file_or_folder,
         required=True,
-        help=f"a file ({', '.join(SUFFIXES)}; .dcm is a DICOM segmentation, for DICOM scans), or a folder: with "
-        "-o results/ scan.nii.gz becomes results/scan.seg.nrrd. A name that ends with / or has no suffix means a "
+        help=f"a file ({', '.join(SUFFIXES)}; .dcm is a DICOM segmentation and .rt.dcm an RT structure set "
+        "with holes as keyholes, both for DICOM scans), or a folder: with -o results/ scan.nii.gz becomes "
+        "results/scan.seg.nrrd. A name that ends with / or has no suffix means a "
         "folder; folders that are not there are made",
     )
     add("-a", "--adapter", type=_word, help="name or folder of an adapter; the base alone without it")

@@ -22,7 +22,7 @@ from engine.version import __version__
 from viewer.scene import Scene
 
 LONGEST_NAME = 100  # signs
-KINDS = (".seg.nrrd", ".nii.gz", ".dcm", ".png")
+KINDS = (".seg.nrrd", ".nii.gz", ".dcm", ".rt.dcm", ".png")
 FIELDS = {  # of the page, by what they are called as options of commands
     ", or all with --each-series": "",
     "--series NUMBER, UID or DESCRIPTION": "the field Series by number, UID or description",

@@ -67,6 +67,7 @@ SAVED_AS = {
     ".seg.nrrd": "Slicer segmentation (.seg.nrrd)",
     ".nii.gz": "NIfTI (.nii.gz, one for each segment)",
     ".dcm": "DICOM segmentation (.dcm)",
+    ".rt.dcm": "DICOM RT structure set (.rt.dcm)",
     ".png": "Picture of the views (.png)",
 }
 COMPACT = {"density": "compact", "hide_details": True, "variant": "outlined"}

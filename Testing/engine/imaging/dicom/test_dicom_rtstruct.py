@@ -282,6 +282,18 @@ def test_dcmtk_reads_it(tmp_path, series):
     assert read.returncode == 0 and "RT Structure Set object" in read.stdout and not read.stderr, read.stderr
 
 
+@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch is not installed; Debian has it")
+@pytest.mark.parametrize("kind", ["axial", "oblique"])
+@pytest.mark.parametrize("shape", ["ball", "ring", "two components", "noise"])
+def test_plastimatch_finds_the_mask_in_it(tmp_path, kind, shape):
+    folder = write_series(tmp_path / "series", *SERIES[kind])
+    write_segments(tmp_path / "o.rt.dcm", [found(MASKS[shape])], read_volume(folder))
+    words = ["--input", tmp_path / "o.rt.dcm", "--referenced-ct", folder, "--output-labelmap", tmp_path / "o.nrrd"]
+    subprocess.run(["plastimatch", "convert", *words], check=True, capture_output=True)
+    back = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "o.nrrd")) > 0
+    assert dice(back, MASKS[shape]) >= LEAST_DICE
+
+
 # the command
 
 
