@@ -33,7 +33,7 @@ def _check_places(options: argparse.Namespace) -> None:
     written = options.format if options.many else options.output.name.lower()
     if options.store and not written.endswith(DICOM_SUFFIX):
         raise UserError(
-            "--store sends DICOM segmentations or structure sets; write .dcm or .rt.dcm, or one of both by --format"
+            "--store sends DICOM segmentations or structure sets; write .dcm or .rt.dcm (--format into a folder)"
         )
     if options.cluster and not options.many:
         raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")

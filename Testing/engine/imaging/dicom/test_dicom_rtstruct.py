@@ -20,6 +20,7 @@ from test_dicom_seg import (
     SHAPE,
     UNEVEN,
     WITH_DCIODVFY,
+    bright,
     segments_of,
     sources_of,
     write_series,
@@ -70,10 +71,22 @@ def found(mask: np.ndarray, name: str = "liver") -> Segment:
     return Segment(name, mask, (1.0, 0.5, 0.0), {"Prompt": name}, ALGORITHM)
 
 
+def enclosed(contour: pydicom.Dataset, position, orientation, spacing, shape: tuple[int, int]) -> np.ndarray:
+    """Return which pixels of a slice have their centres in a contour, which must lie in the slice's plane."""
+    points = np.array(contour.ContourData, float).reshape(-1, 3)
+    assert len(points) == contour.NumberOfContourPoints >= 3 and not np.array_equal(points[0], points[-1])
+    rows, columns = np.array(orientation, float).reshape(2, 3)
+    away = points - np.array(position, float)
+    assert np.abs(away @ np.cross(rows, columns)).max() < 1e-3
+    places = np.stack([away @ rows, away @ columns], axis=1) / np.array(spacing, float)[::-1]
+    centres = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), axis=-1)
+    return Polygon(places).contains_points(centres.reshape(-1, 2)).reshape(shape)
+
+
 def rasterised(drawn: pydicom.Dataset, sources: dict[str, pydicom.Dataset]) -> dict[str, np.ndarray]:
     """Return what the contours of a structure cover in each source slice, from nothing but the files.
 
-    A pixel is covered if its centre lies in any of the contours, and each of them must lie in the slice's plane.
+    A pixel is covered if its centre lies in any of the contours.
     """
     covered = {uid: np.zeros((source.Rows, source.Columns), bool) for uid, source in sources.items()}
     for contour in drawn.get("ContourSequence", []):
@@ -81,17 +94,8 @@ def rasterised(drawn: pydicom.Dataset, sources: dict[str, pydicom.Dataset]) -> d
         (reference,) = contour.ContourImageSequence
         source = sources[reference.ReferencedSOPInstanceUID]
         assert reference.ReferencedSOPClassUID == source.SOPClassUID
-        points = np.array(contour.ContourData, float).reshape(-1, 3)
-        assert len(points) == contour.NumberOfContourPoints >= 3
-        assert not np.array_equal(points[0], points[-1])
-        rows, columns = np.reshape(source.ImageOrientationPatient, (2, 3)).astype(float)
-        away = points - np.array(source.ImagePositionPatient, float)
-        assert np.abs(away @ np.cross(rows, columns)).max() < 1e-3
-        between_rows, between_columns = map(float, source.PixelSpacing)
-        polygon = Polygon(np.stack([away @ rows / between_columns, away @ columns / between_rows], axis=1))
-        centres = np.stack(np.meshgrid(np.arange(source.Columns), np.arange(source.Rows)), axis=-1)
-        inside = polygon.contains_points(centres.reshape(-1, 2)).reshape(source.Rows, source.Columns)
-        covered[source.SOPInstanceUID] |= inside
+        place = (source.ImagePositionPatient, source.ImageOrientationPatient, source.PixelSpacing)
+        covered[source.SOPInstanceUID] |= enclosed(contour, *place, (source.Rows, source.Columns))
     return covered
 
 
@@ -136,6 +140,37 @@ def test_what_is_found_in_a_resampled_volume_is_drawn_on_the_slices_themselves(t
     write_segments(tmp_path / "o.rt.dcm", [found(volume.voxels > -500)], volume)
     expected = {uid: 2 * source.pixel_array.astype(int) - 1000 > -500 for uid, source in sources.items()}
     assert_covers(tmp_path / "o.rt.dcm", expected, sources)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_frames_of_an_enhanced_image_are_referred_to_by_number(tmp_path, shared_data, turned):
+    source = pydicom.dcmread(shared_data / "dicom" / "enhanced_mr" / "Siemens" / "XA10" / "6_1.dcm")
+    stack = source.pixel_array[::-1] if turned else source.pixel_array
+    if turned:
+        source.PerFrameFunctionalGroupsSequence = list(source.PerFrameFunctionalGroupsSequence)[::-1]
+        source.PixelData = stack.tobytes()
+    source.save_as(tmp_path / "enhanced.dcm")
+    volume = read_volume(tmp_path / "enhanced.dcm")
+    write_segments(tmp_path / "o.rt.dcm", segments_of(volume, "liver"), volume)
+    (drawn,) = pydicom.dcmread(tmp_path / "o.rt.dcm").ROIContourSequence
+    covered = np.zeros(stack.shape, bool)
+    for contour in drawn.ContourSequence:
+        (reference,) = contour.ContourImageSequence
+        number = int(reference.ReferencedFrameNumber) - 1
+        group = source.PerFrameFunctionalGroupsSequence[number]
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        orientation = group.PlaneOrientationSequence[0].ImageOrientationPatient
+        spacing = group.PixelMeasuresSequence[0].PixelSpacing
+        covered[number] |= enclosed(contour, position, orientation, spacing, stack.shape[1:])
+    assert dice(covered, bright(stack)) >= LEAST_DICE
+    if shutil.which("dciodvfy"):
+        assert_valid(tmp_path / "o.rt.dcm")
+
+
+def test_a_picture_without_a_place_is_refused(tmp_path, shared_data):
+    (volume,) = read_frames(next((shared_data / "dicom").rglob("gdcm-CR-MONO1-10-chest.dcm")))
+    with pytest.raises(UserError, match=r"has no place in a patient.* write \.seg\.nrrd instead"):
+        check_format(tmp_path / "o.rt.dcm", volume, 1, exclusive=False)
 
 
 def test_a_hole_is_a_keyhole_of_one_contour_and_an_island_another(tmp_path, series):
@@ -270,7 +305,11 @@ def test_dciodvfy_finds_no_error(tmp_path, case):
     attributes, prompts = VALID[case]
     volume = read_volume(write_series(tmp_path / "series", **attributes), resample=True)
     write_segments(tmp_path / "o.rt.dcm", segments_of(volume, *prompts), volume)
-    said = subprocess.run(["dciodvfy", "-new", tmp_path / "o.rt.dcm"], capture_output=True, text=True).stderr
+    assert_valid(tmp_path / "o.rt.dcm")
+
+
+def assert_valid(path: Path) -> None:
+    said = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True).stderr
     assert "RTStructureSet" in said and "Error" not in said, said
 
 
