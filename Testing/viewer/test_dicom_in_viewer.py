@@ -37,6 +37,8 @@ def test_a_zip_file_of_dicom_is_opened_segmented_and_saved_as_dicom_that_names_i
     segment = saved.SegmentSequence[0]
     assert segment.SegmentAlgorithmName == "head-t1"
     assert np.prod(saved.pixel_array.shape[1:]) == 197 * 233
+    drawn = pydicom.dcmread(page.saved(".rt.dcm", tmp_path))
+    assert drawn.Modality == "RTSTRUCT" and drawn.ROIContourSequence[0].ContourSequence
 
 
 def test_one_of_several_series_is_chosen_in_the_page(page, tmp_path, dicom_writer):
