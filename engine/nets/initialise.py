@@ -46,7 +46,7 @@ def _interpolate(mix: nn.Conv2d, spread: nn.ConvTranspose2d) -> None:
     """
     fine = spread.stride[0]
     groups = mix.out_channels // fine**2  # mixtures of the channels, each at all finer places
-    if not groups:
+    if groups < 2:  # a single mixture may be below zero everywhere, and is then dead behind the ReLU
         return
     neighbours = torch.eye(9).view(9, 1, 3, 3)
     weights = F.interpolate(neighbours, scale_factor=fine, mode="bilinear")[:, 0, fine : 2 * fine, fine : 2 * fine]
