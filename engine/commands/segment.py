@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engine.cli import progress_bar
 from engine.errors import UserError
-from engine.files import check_output, make_folder, write_csv
+from engine.files import check_output, make_folder, read_json, write_csv, write_table
 from engine.imaging.dicom import web
 from engine.imaging.formats import output_suffix
 from engine.segmentation.batch import (
@@ -24,15 +24,16 @@ from engine.segmentation.batch import (
     end_of,
     named_series,
     named_studies,
+    reports_of,
     segmentations_of,
     work_on,
 )
 from engine.segmentation.cluster import segment_on_cluster
 from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
-from engine.segmentation.studies import size
+from engine.segmentation.studies import size, table_columns, table_row
 from engine.segmentation.worker import segment_one_by_one
 
-SUMMARY = "summary.csv"  # in an output folder: how each study ended
+SUMMARY, SEGMENTS = "summary.csv", "segments.csv"  # in an output folder: how each study ended, what was found in it
 
 
 def run(options: argparse.Namespace, request: Request) -> None:
@@ -76,8 +77,9 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     )
     studies = [Study(name, path, _outputs_in(options, name), uid) for name, (path, uid) in found.items()]
     check_apart(request, [study.outputs for study in studies])
-    summary = options.output / SUMMARY
-    check_output(summary, options.overwrite or options.resume)
+    summary, segments = options.output / SUMMARY, options.output / SEGMENTS
+    for table in (summary, segments):
+        check_output(table, options.overwrite or options.resume)
     order = _order(options, request, [study.path for study in studies])
     if options.cluster:
         ends = _on_cluster(options, studies, order)
@@ -85,6 +87,8 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
         ends = _one_after_another(_settings(options), studies, order)
     make_folder(summary.parent)
     write_csv(summary, ends)
+    done = [study for study, end in zip(studies, ends, strict=True) if not end.reason]
+    write_table(segments, table_columns(), [row for study in done for row in _table_rows(study, order)])
     failed = sum(end.state == "failed" for end in ends)
     if failed:
         raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
@@ -162,6 +166,18 @@ def _store(study: Study, order: Order) -> None:
     for path in segmentations_of(study, order) if order.store else ():
         web.store(path, order.store)
         print(f"stored {path.name} at {order.store}")
+
+
+def _table_rows(study: Study, order: Order) -> list[dict]:
+    """Return a row for each segment of a study, also where it was done before, as its reports have them."""
+    rows = []
+    for path in reports_of(study, order):
+        try:
+            results = read_json(path)["results"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} cannot be read any more; run this again with --resume") from error
+        rows += [table_row({"study": study.name, "report": path.name, **result}) for result in results]
+    return rows
 
 
 def _print_report(report: dict) -> None:

@@ -145,7 +145,15 @@ def _to_do(segmenter: "Segmenter", study: Study, order: Order, source: str) -> l
 
 def segmentations_of(study: Study, order: Order) -> list[Path]:
     """Return the segmentations that are there of a study: one, or one a frame."""
-    path = study.outputs.segments
+    return _of_frames(study.outputs.segments, order)
+
+
+def reports_of(study: Study, order: Order) -> list[Path]:
+    """Return the reports that are there of a study: one, or one a frame."""
+    return _of_frames(study.outputs.report, order)
+
+
+def _of_frames(path: Path, order: Order) -> list[Path]:
     if order.frame != ALL_FRAMES:
         return [path]
     return sorted(path.parent.glob(_of_frame(glob.escape(path.name), "[0-9]" * FRAME_DIGITS)))

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import chain
@@ -22,6 +22,7 @@ from engine.imaging.volumes.segments import (
     most_probable,
     segment_colors,
 )
+from engine.imaging.volumes.statistics import Statistics, statistics_of
 from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import check_format, write_probability, write_segments
 from engine.prompts import check_lengths
@@ -31,6 +32,7 @@ from engine.version import __version__
 if TYPE_CHECKING:
     from engine.segmentation.segmenter import Result, Segmenter
 
+AXES = "lps"  # of places, as columns of a table
 PACKAGES = ("torch", "transformers", "SimpleITK", "numpy")
 
 
@@ -156,19 +158,35 @@ def size(row: dict) -> str:
     return f"{row['voxels']} voxels" if row["volume_ml"] is None else f"{row['volume_ml']:.4g} ml"
 
 
+def table_row(row: dict) -> dict:
+    """Return a row of a table: a place, (L, P, S) in mm or None, becomes three columns, as in "centroid_l_mm"."""
+    flat = {}
+    for key, value in row.items():
+        if key.endswith("_mm"):
+            columns = (f"{key.removesuffix('mm')}{axis}_mm" for axis in AXES)
+            flat |= dict(zip(columns, value or [None] * len(AXES), strict=True))
+        else:
+            flat[key] = value
+    return flat
+
+
+def table_columns() -> list[str]:
+    """Return the columns of a table of results, in their order."""
+    about = ("study", "report", "prompt", "found", "presence", "threshold")
+    return list(table_row(dict.fromkeys([*about, *(field.name for field in fields(Statistics))])))
+
+
 def _report(
     segmenter: "Segmenter", request: Request, results: "list[Result]", masks, seconds: list[float], source: str
 ) -> dict:
     volume = segmenter.volume
-    millilitres = volume.voxel_volume_ml
     rows = [
         {
             "prompt": result.prompt,
             "found": result.found,
             "presence": round(result.presence, 4),
             "threshold": result.threshold,
-            "voxels": int(mask.sum()),
-            "volume_ml": None if millilitres is None else float(f"{mask.sum() * millilitres:.6g}"),
+            **_statistics(mask, volume),
             "seconds": round(elapsed, 3),
         }
         for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
@@ -193,6 +211,12 @@ def _report(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _statistics(mask: np.ndarray, volume: Volume) -> dict:
+    """Return a mask's statistics for the report, with numbers of six digits."""
+    text = json.dumps(asdict(statistics_of(mask, volume)))
+    return json.loads(text, parse_float=lambda number: float(f"{float(number):.6g}"))
 
 
 def _made_by(segmenter: "Segmenter", request: Request, source: str) -> dict:

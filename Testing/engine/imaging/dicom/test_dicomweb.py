@@ -99,7 +99,7 @@ def test_the_command_segments_a_series_of_a_server_and_resumes(series, tmp_path,
     code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     uid = address.rpartition("/")[2]
     assert code == 0, errors
-    assert files(tmp_path / "out") == {f"{uid}.seg.nrrd", f"{uid}.json", "summary.csv"}
+    assert files(tmp_path / "out") == {f"{uid}.seg.nrrd", f"{uid}.json", "summary.csv", "segments.csv"}
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     assert code == 0 and "done before" in printed, errors
 
