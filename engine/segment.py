@@ -33,6 +33,8 @@ def _check_places(options: argparse.Namespace) -> None:
     written = options.format if options.many else options.output.name.lower()
     if options.store and not written.endswith(DICOM_SUFFIX):
         raise UserError("--store sends DICOM segmentations; write .dcm, or --format .dcm into a folder")
+    if options.measurements and not written.endswith(DICOM_SUFFIX):
+        raise UserError("--measurements refer to a DICOM segmentation; write .dcm, or --format .dcm into a folder")
     if options.cluster and not options.many:
         raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")
     if options.each_series and (options.series or not options.many):
@@ -137,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also write one probability file for each prompt",
     )
     add("--preview", type=_path, nargs="?", const=BESIDE, help="also write a picture (PNG)")
+    add("--measurements", action="store_true", help="also write the volumes as a DICOM structured report, .sr.dcm")
     add(
         "--report",
         type=_path,

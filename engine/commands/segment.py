@@ -25,7 +25,7 @@ from engine.segmentation.batch import (
     named_series,
     named_studies,
     reports_of,
-    segmentations_of,
+    to_store,
     work_on,
 )
 from engine.segmentation.cluster import segment_on_cluster
@@ -34,6 +34,9 @@ from engine.segmentation.studies import size, table_columns, table_row
 from engine.segmentation.worker import segment_one_by_one
 
 SUMMARY, SEGMENTS = "summary.csv", "segments.csv"  # in an output folder: how each study ended, what was found in it
+
+
+MEASUREMENTS_SUFFIX = ".sr.dcm"
 
 
 def run(options: argparse.Namespace, request: Request) -> None:
@@ -54,6 +57,7 @@ def _segment_one(options: argparse.Namespace, request: Request, inputs: list[Pat
         options.output,
         report=_named(report, options.output.with_name(f"{stem}.json")),
         preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
+        measurements=options.output.with_name(f"{stem}{MEASUREMENTS_SUFFIX}") if options.measurements else None,
         masks=_named(options.masks, options.output.with_name(f"{stem}.nii.gz")),
         probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
     )
@@ -162,8 +166,8 @@ class _Shown:
 
 
 def _store(study: Study, order: Order) -> None:
-    """Send a study's segmentations to a server, also those that were done before: it may not have got them."""
-    for path in segmentations_of(study, order) if order.store else ():
+    """Send a study's DICOM objects to a server, also those that were done before: it may not have got them."""
+    for path in to_store(study, order) if order.store else ():
         web.store(path, order.store)
         print(f"stored {path.name} at {order.store}")
 
@@ -203,6 +207,7 @@ def _outputs_in(options: argparse.Namespace, name: str) -> Outputs:
         folder / f"{name}{options.format}",
         report=folder / f"{name}.json",
         preview=folder / f"{name}.png" if options.preview else None,
+        measurements=folder / f"{name}{MEASUREMENTS_SUFFIX}" if options.measurements else None,
         masks=folder / f"{name}.nii.gz" if options.masks else None,
         probability=folder / f"{name}_probability.nii.gz" if options.probability else None,
     )

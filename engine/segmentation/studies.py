@@ -62,6 +62,8 @@ def segment_study(
         check_format(path, volume, 1, exclusive=False)
     if request.minimum_ml and volume.voxel_volume_ml is None:
         raise UserError(f"{volume.name} does not say how large its voxels are; leave out --min-volume-ml")
+    if outputs.measurements and volume.voxel_volume_ml is None:
+        raise UserError(f"{volume.name} does not say how large its voxels are; leave out --measurements")
     started = time.perf_counter()
     segmenter.set_volume(
         volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
@@ -127,6 +129,11 @@ def _write(outputs: Outputs, segmenter: "Segmenter", segments, results, report: 
     if outputs.report and not any(path.exists() for path in outputs.paths(request.prompts)):
         write_text(outputs.report, json.dumps({"made_by": report["made_by"]}) + "\n")
     write_segments(outputs.segments, segments, volume)
+    if outputs.measurements:
+        from engine.imaging.dicom.report import write_measurements  # highdicom may be missing
+
+        volumes_ml = {row["prompt"]: row["volume_ml"] for row in report["results"]}
+        write_measurements(outputs.measurements, outputs.segments, volumes_ml)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)
     for result, path in zip(results, per_prompt(outputs.probability, request.prompts), strict=False):

@@ -104,12 +104,12 @@ def _segmentation(path: Path, segments: Sequence[Segment], volume: Volume) -> py
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer=MAKER,
-            manufacturer_model_name=_short(algorithm.name),
+            manufacturer_model_name=short(algorithm.name),
             software_versions=__version__,
             device_serial_number=algorithm.sha256,
             content_label="SEGMENTATION",
-            content_description=_short(description),
-            series_description=_short(f"{MAKER}: {description}"),
+            content_description=short(description),
+            series_description=short(f"{MAKER}: {description}"),
             specific_character_set="ISO_IR 192",  # UTF-8
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -243,16 +243,16 @@ def _described(number: int, segment: Segment) -> pydicom.Dataset:
     meaning, tracking_uid = meaning_of(segment.name), UID()
     described = SegmentDescription(
         segment_number=number,
-        segment_label=_short(segment.name),
+        segment_label=short(segment.name),
         segmented_property_category=meaning.category,
         segmented_property_type=meaning.type,
         algorithm_type="AUTOMATIC",
         algorithm_identification=_identified(segment),
         tracking_uid=tracking_uid,
-        tracking_id=f"{_clean(segment.name)} {tracking_uid[-8:]}",
+        tracking_id=f"{clean(segment.name)} {tracking_uid[-8:]}",
         display_color=CIELabColor.from_rgb(*(255 * part for part in segment.color)),
     )
-    described.SegmentDescription = _clean(segment.name)
+    described.SegmentDescription = clean(segment.name)
     if meaning.side:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(meaning.side)]
@@ -265,21 +265,22 @@ def _identified(segment: Segment) -> pydicom.Sequence:
 
     algorithm = segment.algorithm
     return AlgorithmIdentificationSequence(
-        name=_short(algorithm.name),
+        name=short(algorithm.name),
         family=codes.cid7162.ArtificialIntelligence,
-        version=_short(algorithm.version),
+        version=short(algorithm.version),
         source=MAKER,
-        parameters={key: _clean(value) for key, value in {**segment.tags, "SHA-256": algorithm.sha256}.items()},
+        parameters={key: clean(value) for key, value in {**segment.tags, "SHA-256": algorithm.sha256}.items()},
     )
 
 
-def _short(text: str) -> str:
-    clean = _clean(text)
-    if len(clean.encode()) <= LONGEST_BYTES:
-        return clean
-    return clean.encode()[: LONGEST_BYTES - 3].decode(errors="ignore") + "..."
+def short(text: str) -> str:
+    """Return text as a short value (VR LO) holds it."""
+    text = clean(text)
+    if len(text.encode()) <= LONGEST_BYTES:
+        return text
+    return text.encode()[: LONGEST_BYTES - 3].decode(errors="ignore") + "..."
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Return text without what ends or parts a value in DICOM: control characters and the backslash."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("\\", "/")).split())

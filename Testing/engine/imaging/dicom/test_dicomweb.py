@@ -122,9 +122,13 @@ def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeyp
     put_series(orthanc, tmp_path / "series", **place)
     service, out = f"{orthanc}/dicom-web", tmp_path / "out.dcm"
     arguments = (f"{service}/studies/{study}", "-p", "brain", "-a", tiny_adapter, "--threshold", 0.1, "-o", out)
-    arguments = (*arguments, "--report", "--device", "cpu", "--store", service)
+    arguments = (*arguments, "--report", "--measurements", "--device", "cpu", "--store", service)
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     assert code == 0 and "stored out.dcm" in printed, errors
+    assert "stored out.sr.dcm" in printed
+    measured = pydicom.dcmread(tmp_path / "out.sr.dcm")
+    with fetched(f"{service}/studies/{study}/series/{measured.SeriesInstanceUID}") as place:
+        assert [pydicom.dcmread(path).SOPInstanceUID for path in place.iterdir()] == [measured.SOPInstanceUID]
     written = pydicom.dcmread(out)
     address = f"{service}/studies/{study}/series/{written.SeriesInstanceUID}"
     with fetched(address) as place:
