@@ -136,7 +136,8 @@ def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeyp
         stored = pydicom.dcmread(path)
         assert stored.SOPInstanceUID == written.SOPInstanceUID
         assert np.array_equal(stored.pixel_array, written.pixel_array)
-    urllib.request.urlopen(urllib.request.Request(f"{orthanc}/series/{id_of(orthanc, stored)}", method="DELETE"))
+    for sent in (stored, measured):
+        urllib.request.urlopen(urllib.request.Request(f"{orthanc}/series/{id_of(orthanc, sent)}", method="DELETE"))
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments, "--resume")
     assert code == 0 and "done before" in printed and "stored out.dcm" in printed, errors
     with fetched(address) as place:

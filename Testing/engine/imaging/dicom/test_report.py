@@ -118,7 +118,7 @@ def test_only_a_dicom_segmentation_can_be_measured_for_dicom(command, tmp_path):
 
 
 def test_no_volume_is_measured_where_a_spacing_is_not_known(command, tmp_path):
-    series = write_series(tmp_path / "series", without=(1, 2, 3, 4), PixelSpacing=None, ImagerPixelSpacing=None)
+    series = write_series(tmp_path / "series", without=(1, 2, 3, 4), SliceThickness=None)
     code, _, errors = command(series, "-p", "brain", "-o", tmp_path / "o.dcm", "--measurements")
     assert code == 2 and "does not say how large its voxels are; leave out --measurements" in errors
     assert not (tmp_path / "o.dcm").exists()
