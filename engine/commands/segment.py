@@ -34,9 +34,7 @@ from engine.segmentation.studies import size, table_columns, table_row
 from engine.segmentation.worker import segment_one_by_one
 
 SUMMARY, SEGMENTS = "summary.csv", "segments.csv"  # in an output folder: how each study ended, what was found in it
-
-
-MEASUREMENTS_SUFFIX = ".sr.dcm"
+MEASUREMENTS_SUFFIX = ".sr.dcm"  # beside a DICOM segmentation
 
 
 def run(options: argparse.Namespace, request: Request) -> None:

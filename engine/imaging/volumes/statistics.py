@@ -79,7 +79,7 @@ def _of_intensities(inside: np.ndarray, box: tuple[slice, ...], volume: Volume) 
     mean = values.mean(dtype=np.float64)
     if len(values) > 1:
         parts = np.array_split(values, -(-len(values) // PART))
-        squares = sum(np.square(part - mean).sum() for part in parts)  # float64, a part at a time
+        squares = sum(np.square(np.subtract(part, mean, dtype=np.float64)).sum() for part in parts)
         found["sd"] = float(np.sqrt(squares / (len(values) - 1)))
     low, median, high = _percentiles(values)
     return found | {"mean": float(mean), "median": median, "percentile_5": low, "percentile_95": high}
