@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,9 @@ SIDE = 64
 PATIENCE_SECONDS = 600  # for what takes seconds on an idle machine: only what hangs takes longer on a busy one
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_ADAPTERS = sorted(path.parent.name for path in ROOT.glob("Resources/Models/*/adapter.safetensors"))
+
+# Where a script started this in the background, Ctrl-C is ignored here, and would be in all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with suppress(ImportError):  # it is not in the viewer's environment
     from hypothesis import HealthCheck, settings

@@ -183,6 +183,16 @@ def test_an_adapter_is_installed_shown_and_removed(panel, answers, models, tmp_p
     assert "cannot be undone" in answers["questions"][-1]
 
 
+def test_an_adapter_of_the_hub_is_asked_for_by_its_name(panel, answers, monkeypatch):
+    names = iter([("clinic/nodule", True), ("no repository", True), ("", False)])
+    monkeypatch.setattr(qt_stand_in.QtWidgets.QInputDialog, "getText", lambda *arguments: next(names))
+    said = click(panel.ui.addHubButton, panel.ui.adapterLabel)
+    assert "hf:clinic/nodule cannot be fetched" in said and "was not fetched before" in said
+    assert "names no repository" in click(panel.ui.addHubButton, panel.ui.adapterLabel)
+    panel.ui.addHubButton.click()  # and cancelled
+    assert answers["questions"] == []
+
+
 def test_adapters_of_a_server_are_shown_but_not_changed(panel):
     panel.setup._adapters.show(panel.logic.engine.client().adapters(), local=False)
     assert names(panel) == sorted(["head", "strict", *SHIPPED_ADAPTERS])

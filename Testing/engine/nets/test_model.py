@@ -256,3 +256,14 @@ def test_fresh_weights_give_logits_of_order_one(network, inputs):
     with torch.no_grad():
         logits = network(pixel_values=inputs[0], input_ids=inputs[1]).logits
     assert logits.abs().max() < 10
+
+
+def test_the_upsampling_starts_smooth(network):
+    torch.manual_seed(0)
+    network.config.reduce_dim = 64  # room for four mixtures of the channels, each at sixteen places in a patch
+    mix, relu, spread, *_ = new_network(network.config).decoder.transposed_convolution
+    with torch.no_grad():
+        finer = spread(relu(mix(torch.randn(4, mix.in_channels, 8, 8))))
+    steps = (finer[..., 1:] - finer[..., :-1]).abs().mean((0, 1, 2))
+    assert steps.mean() < 0.7 * finer.std()  # 1.1 for independent values
+    assert steps[3::4].mean() < 1.5 * steps.mean()  # as large between patches as inside them

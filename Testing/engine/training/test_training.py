@@ -354,7 +354,7 @@ def test_files_that_are_no_adapters_are_not_replaced(train_command, pictures, tm
     assert code == 2 and "holds a README.md that is no adapter's" in errors
     assert (tmp_path / "project" / "README.md").read_text() == "my notes"
     code, _, errors = train_command("--data", pictures, "-o", tmp_path / "project" / "README.md")
-    assert code == 2 and "is a file" in errors
+    assert code == 2 and "is no folder" in errors
 
 
 @pytest.mark.parametrize(

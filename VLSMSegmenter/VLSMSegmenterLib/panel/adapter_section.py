@@ -1,7 +1,6 @@
 """The part of the panel that lists adapters, and installs, verifies and removes those of this computer."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import qt
 import slicer.util
@@ -35,6 +34,7 @@ class AdapterSection:
         for button, action in (
             (ui.addFolderButton, self._add_folder),
             (ui.addZipButton, self._add_zip),
+            (ui.addHubButton, self._add_from_hub),
             (ui.verifyButton, self._verify),
             (ui.removeButton, self._remove),
         ):
@@ -65,10 +65,11 @@ class AdapterSection:
         self._show_buttons()
 
     def _show_buttons(self) -> None:
-        for button in (self._ui.addFolderButton, self._ui.addZipButton, self._ui.verifyButton):
+        ui = self._ui
+        for button in (ui.addFolderButton, ui.addZipButton, ui.addHubButton, ui.verifyButton):
             button.setEnabled(self._local)
         chosen = self._chosen()
-        self._ui.removeButton.setEnabled(self._local and bool(chosen) and not chosen["shipped"])
+        ui.removeButton.setEnabled(self._local and bool(chosen) and not chosen["shipped"])
 
     def _chosen(self) -> dict | None:
         rows = [index.row() for index in self._ui.adapterTable.selectionModel().selectedRows()]
@@ -81,14 +82,21 @@ class AdapterSection:
         chosen = qt.QFileDialog.getOpenFileName(None, "Zip file of an adapter", "", "Zip files (*.zip)")
         self._add(chosen if isinstance(chosen, str) else chosen[0])  # as PythonQt and as others give it
 
-    def _add(self, chosen: str) -> None:
-        if chosen:
-            python, source = self._python(), Path(chosen)
+    def _add_from_hub(self) -> None:
+        said = qt.QInputDialog.getText(
+            None, TITLE, "Name on the Hugging Face Hub, such as OWNER/NAME or OWNER/NAME@REVISION"
+        )
+        name = (said if isinstance(said, str) else said[0]).strip()
+        self._add(name and library.HUB + name.removeprefix(library.HUB))
+
+    def _add(self, source: str) -> None:
+        if source:
+            python = self._python()
             self._background(
                 lambda job: library.look_at_adapter(python, source), lambda found: self._ask_and_add(source, found)
             )
 
-    def _ask_and_add(self, source: Path, found: dict) -> None:
+    def _ask_and_add(self, source: str, found: dict) -> None:
         card, python = found["card"], self._python()
         question = (
             f"Install the adapter '{found['name']}'?\n\nMethod: {card['method']} {card['placement']}, for the base "

@@ -7,23 +7,24 @@ run. Adapters of a server elsewhere are looked after on its machine, by the same
 import json
 from pathlib import Path
 
+from engine.models.places import HUB
 from VLSMSegmenterLib.shared.engines import run_python
 
 SECONDS = 600.0  # a large adapter on a slow disk; the work runs in a thread
 
 
-def look_at_adapter(python: str, source: Path) -> dict:
-    """Return name, card and `replaces` of an adapter that could be installed from a folder or a zip file.
+def look_at_adapter(python: str, source: str) -> dict:
+    """Return name, card and `replaces` of an adapter that could be installed from a folder, a zip file or the Hub.
 
     Raises:
         UserError: it is damaged or not safe; the Python lacks packages, or does not run, as in all functions here.
     """
-    return json.loads(_run(python, "install", str(source.resolve()), "--dry-run", "--json"))
+    return json.loads(_run(python, "install", _found(source), "--dry-run", "--json"))
 
 
-def install_adapter(python: str, source: Path, replace: bool) -> str:
+def install_adapter(python: str, source: str, replace: bool) -> str:
     """Install an adapter; return what was done, in words."""
-    return _run(python, "install", str(source.resolve()), *(["--overwrite"] if replace else []))
+    return _run(python, "install", _found(source), *(["--overwrite"] if replace else []))
 
 
 def verify_adapters(python: str, names: list[str]) -> str:
@@ -38,6 +39,11 @@ def verify_adapters(python: str, names: list[str]) -> str:
 def remove_adapter(python: str, name: str) -> str:
     """Remove an adapter, once the user has agreed; return what was done, in words."""
     return _run(python, "remove", name, "--yes")
+
+
+def _found(source: str) -> str:
+    """Return a name on the Hub as it is, and a path as another process finds it."""
+    return source if source.startswith(HUB) else str(Path(source).resolve())
 
 
 def _run(python: str, *arguments: str) -> str:
