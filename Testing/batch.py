@@ -83,7 +83,7 @@ def results(output: Path) -> dict[str, bytes]:
         p.name: sitk.GetArrayFromImage(sitk.ReadImage(str(p))).tobytes() for p in output.glob("*.nrrd")
     }
     expected = {f"{name.split('.')[0]}{suffix}" for name in segmentations for suffix in (".seg.nrrd", ".json")}
-    assert {path.name for path in output.iterdir()} == expected | {"summary.csv"}
+    assert {path.name for path in output.iterdir()} == expected | {"summary.csv", "segments.csv"}
     return segmentations
 
 

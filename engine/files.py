@@ -171,10 +171,18 @@ def read_json(path: Path) -> Any:
 
 def write_csv(path: Path, rows: Sequence) -> None:
     """Write instances of one dataclass as a table with a header, in one step (see `replacing`)."""
+    write_table(path, [field.name for field in fields(rows[0])], [asdict(row) for row in rows])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    """Write a table with a header, also without any row, in one step (see `replacing`).
+
+    What a row lacks stays empty; what it has beside the columns is left out.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 

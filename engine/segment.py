@@ -8,7 +8,7 @@ from engine.cli import called, run, whole_number
 from engine.errors import UserError
 from engine.files import means_folder
 from engine.imaging.dicom import web
-from engine.imaging.formats import DICOM_SUFFIX, SUFFIXES
+from engine.imaging.formats import DICOM_SUFFIX, STRUCTURE_SET_SUFFIX, SUFFIXES
 from engine.imaging.volumes.intensity import CHOICES as WINDOWS
 from engine.imaging.volumes.planes import CHOICES as PLANES
 from engine.prompts import split_prompts
@@ -35,6 +35,8 @@ def _check_places(options: argparse.Namespace) -> None:
         raise UserError(
             "--store sends DICOM segmentations or structure sets; write .dcm or .rt.dcm (--format into a folder)"
         )
+    if options.measurements and (not written.endswith(DICOM_SUFFIX) or written.endswith(STRUCTURE_SET_SUFFIX)):
+        raise UserError("--measurements refer to a DICOM segmentation; write .dcm, or --format .dcm into a folder")
     if options.cluster and not options.many:
         raise UserError(f"a cluster segments into an output folder; end {options.output} with / if it is to be one")
     if options.each_series and (options.series or not options.many):
@@ -140,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also write one probability file for each prompt",
     )
     add("--preview", type=_path, nargs="?", const=BESIDE, help="also write a picture (PNG)")
+    add("--measurements", action="store_true", help="also write the volumes as a DICOM structured report, .sr.dcm")
     add(
         "--report",
         type=_path,

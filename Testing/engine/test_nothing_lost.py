@@ -212,7 +212,13 @@ def test_a_run_that_was_killed_between_two_files_is_resumed_and_only_its_own_fil
     code, _, errors = command(*arguments[:2], "ball", *arguments[3:])
     assert code == 2 and "exists already" in errors  # what is asked for is something else
     code, _, errors = command(*arguments)
-    assert code == 0 and files(out) == {"scan.seg.nrrd", "scan.json", "scan_brain.nii.gz", "summary.csv"}, errors
+    assert code == 0 and files(out) == {
+        "scan.seg.nrrd",
+        "scan.json",
+        "scan_brain.nii.gz",
+        "summary.csv",
+        "segments.csv",
+    }, errors
     assert "done before" in command(*arguments)[1]
     (out / "scan.json").unlink()
     code, _, errors = command(*arguments)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engine.cli import progress_bar
 from engine.errors import UserError
-from engine.files import check_output, make_folder, write_csv
+from engine.files import check_output, make_folder, read_json, write_csv, write_table
 from engine.imaging.dicom import web
 from engine.imaging.formats import output_suffix
 from engine.segmentation.batch import (
@@ -24,15 +24,17 @@ from engine.segmentation.batch import (
     end_of,
     named_series,
     named_studies,
-    segmentations_of,
+    reports_of,
+    to_store,
     work_on,
 )
 from engine.segmentation.cluster import segment_on_cluster
 from engine.segmentation.request import BESIDE, Outputs, Request, check_apart, check_outputs
-from engine.segmentation.studies import size
+from engine.segmentation.studies import size, table_columns, table_row
 from engine.segmentation.worker import segment_one_by_one
 
-SUMMARY = "summary.csv"  # in an output folder: how each study ended
+SUMMARY, SEGMENTS = "summary.csv", "segments.csv"  # in an output folder: how each study ended, what was found in it
+MEASUREMENTS_SUFFIX = ".sr.dcm"  # beside a DICOM segmentation
 
 
 def run(options: argparse.Namespace, request: Request) -> None:
@@ -53,6 +55,7 @@ def _segment_one(options: argparse.Namespace, request: Request, inputs: list[Pat
         options.output,
         report=_named(report, options.output.with_name(f"{stem}.json")),
         preview=_named(options.preview, options.output.with_name(f"{stem}.png")),
+        measurements=options.output.with_name(f"{stem}{MEASUREMENTS_SUFFIX}") if options.measurements else None,
         masks=_named(options.masks, options.output.with_name(f"{stem}.nii.gz")),
         probability=_named(options.probability, options.output.with_name(f"{stem}_probability.nii.gz")),
     )
@@ -76,8 +79,9 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
     )
     studies = [Study(name, path, _outputs_in(options, name), uid) for name, (path, uid) in found.items()]
     check_apart(request, [study.outputs for study in studies])
-    summary = options.output / SUMMARY
-    check_output(summary, options.overwrite or options.resume)
+    summary, segments = options.output / SUMMARY, options.output / SEGMENTS
+    for table in (summary, segments):
+        check_output(table, options.overwrite or options.resume)
     order = _order(options, request, [study.path for study in studies])
     if options.cluster:
         ends = _on_cluster(options, studies, order)
@@ -85,6 +89,8 @@ def _segment_many(options: argparse.Namespace, request: Request, inputs: list[Pa
         ends = _one_after_another(_settings(options), studies, order)
     make_folder(summary.parent)
     write_csv(summary, ends)
+    done = [study for study, end in zip(studies, ends, strict=True) if not end.reason]
+    write_table(segments, table_columns(), [row for study in done for row in _table_rows(study, order)])
     failed = sum(end.state == "failed" for end in ends)
     if failed:
         raise UserError(f"{failed} of {len(studies)} studies failed, as {summary} lists; the others are done")
@@ -158,10 +164,22 @@ class _Shown:
 
 
 def _store(study: Study, order: Order) -> None:
-    """Send a study's segmentations to a server, also those that were done before: it may not have got them."""
-    for path in segmentations_of(study, order) if order.store else ():
+    """Send a study's DICOM objects to a server, also those that were done before: it may not have got them."""
+    for path in to_store(study, order) if order.store else ():
         web.store(path, order.store)
         print(f"stored {path.name} at {order.store}")
+
+
+def _table_rows(study: Study, order: Order) -> list[dict]:
+    """Return a row for each segment of a study, also where it was done before, as its reports have them."""
+    rows = []
+    for path in reports_of(study, order):
+        try:
+            results = read_json(path)["results"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} cannot be read any more; run this again with --resume") from error
+        rows += [table_row({"study": study.name, "report": path.name, **result}) for result in results]
+    return rows
 
 
 def _print_report(report: dict) -> None:
@@ -187,6 +205,7 @@ def _outputs_in(options: argparse.Namespace, name: str) -> Outputs:
         folder / f"{name}{options.format}",
         report=folder / f"{name}.json",
         preview=folder / f"{name}.png" if options.preview else None,
+        measurements=folder / f"{name}{MEASUREMENTS_SUFFIX}" if options.measurements else None,
         masks=folder / f"{name}.nii.gz" if options.masks else None,
         probability=folder / f"{name}_probability.nii.gz" if options.probability else None,
     )

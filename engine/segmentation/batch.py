@@ -60,7 +60,7 @@ class Order:
         series, frame, resample: how a scan is read (see `read_volume`); the frame may be "all".
         resume: leave out what is done.
         overwrite: replace files that are there.
-        store: the DICOMweb server that also gets the segmentations.
+        store: the DICOMweb server that also gets the segmentations and measurements.
         scans: all inputs, which no output may replace.
     """
 
@@ -143,9 +143,18 @@ def _to_do(segmenter: "Segmenter", study: Study, order: Order, source: str) -> l
     return frames
 
 
-def segmentations_of(study: Study, order: Order) -> list[Path]:
-    """Return the segmentations that are there of a study: one, or one a frame."""
-    path = study.outputs.segments
+def to_store(study: Study, order: Order) -> list[Path]:
+    """Return what is there of a study for a DICOMweb server: segmentations and measurements, of each frame."""
+    paths = filter(None, (study.outputs.segments, study.outputs.measurements))
+    return [file for path in paths for file in _of_frames(path, order)]
+
+
+def reports_of(study: Study, order: Order) -> list[Path]:
+    """Return the reports that are there of a study: one, or one a frame."""
+    return _of_frames(study.outputs.report, order)
+
+
+def _of_frames(path: Path, order: Order) -> list[Path]:
     if order.frame != ALL_FRAMES:
         return [path]
     return sorted(path.parent.glob(_of_frame(glob.escape(path.name), "[0-9]" * FRAME_DIGITS)))

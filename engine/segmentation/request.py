@@ -41,18 +41,20 @@ class Outputs:
     """The files of one study; None for those that are not wanted.
 
     Attributes:
+        measurements: a structured report on the segments, which must be DICOM.
         masks, probability: names from which one file a prompt is made: "m.nii.gz" becomes "m_brain.nii.gz".
     """
 
     segments: Path
     report: Path | None = None
     preview: Path | None = None
+    measurements: Path | None = None
     masks: Path | None = None
     probability: Path | None = None
 
     def paths(self, prompts: tuple[str, ...]) -> list[Path]:
         """Return all files that will be written."""
-        single = [path for path in (self.segments, self.report, self.preview) if path]
+        single = filter(None, (self.segments, self.report, self.preview, self.measurements))
         return [*single, *per_prompt(self.masks, prompts), *per_prompt(self.probability, prompts)]
 
 

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import chain
@@ -22,6 +22,7 @@ from engine.imaging.volumes.segments import (
     most_probable,
     segment_colors,
 )
+from engine.imaging.volumes.statistics import Statistics, statistics_of
 from engine.imaging.volumes.volume import Volume
 from engine.imaging.writing import check_format, write_probability, write_segments
 from engine.prompts import check_lengths
@@ -31,6 +32,7 @@ from engine.version import __version__
 if TYPE_CHECKING:
     from engine.segmentation.segmenter import Result, Segmenter
 
+AXES = "lps"  # of places, as columns of a table
 PACKAGES = ("torch", "transformers", "SimpleITK", "numpy")
 
 
@@ -60,6 +62,8 @@ def segment_study(
         check_format(path, volume, 1, exclusive=False)
     if request.minimum_ml and volume.voxel_volume_ml is None:
         raise UserError(f"{volume.name} does not say how large its voxels are; leave out --min-volume-ml")
+    if outputs.measurements and volume.voxel_volume_ml is None:
+        raise UserError(f"{volume.name} does not say how large its voxels are; leave out --measurements")
     started = time.perf_counter()
     segmenter.set_volume(
         volume, request.plane, request.window, lambda done, total: on_progress("encoding", done, total)
@@ -125,6 +129,11 @@ def _write(outputs: Outputs, segmenter: "Segmenter", segments, results, report: 
     if outputs.report and not any(path.exists() for path in outputs.paths(request.prompts)):
         write_text(outputs.report, json.dumps({"made_by": report["made_by"]}) + "\n")
     write_segments(outputs.segments, segments, volume)
+    if outputs.measurements:
+        from engine.imaging.dicom.report import write_measurements  # highdicom may be missing
+
+        volumes_ml = {row["prompt"]: row["volume_ml"] for row in report["results"]}
+        write_measurements(outputs.measurements, outputs.segments, volumes_ml)
     for segment, path in zip(segments, per_prompt(outputs.masks, request.prompts), strict=False):
         write_segments(path, [segment], volume)
     for result, path in zip(results, per_prompt(outputs.probability, request.prompts), strict=False):
@@ -156,19 +165,35 @@ def size(row: dict) -> str:
     return f"{row['voxels']} voxels" if row["volume_ml"] is None else f"{row['volume_ml']:.4g} ml"
 
 
+def table_row(row: dict) -> dict:
+    """Return a row of a table: a place, (L, P, S) in mm or None, becomes three columns, as in "centroid_l_mm"."""
+    flat = {}
+    for key, value in row.items():
+        if key.endswith("_mm"):
+            columns = (f"{key.removesuffix('mm')}{axis}_mm" for axis in AXES)
+            flat |= dict(zip(columns, value or [None] * len(AXES), strict=True))
+        else:
+            flat[key] = value
+    return flat
+
+
+def table_columns() -> list[str]:
+    """Return the columns of a table of results, in their order."""
+    about = ("study", "report", "prompt", "found", "presence", "threshold")
+    return list(table_row(dict.fromkeys([*about, *(field.name for field in fields(Statistics))])))
+
+
 def _report(
     segmenter: "Segmenter", request: Request, results: "list[Result]", masks, seconds: list[float], source: str
 ) -> dict:
     volume = segmenter.volume
-    millilitres = volume.voxel_volume_ml
     rows = [
         {
             "prompt": result.prompt,
             "found": result.found,
             "presence": round(result.presence, 4),
             "threshold": result.threshold,
-            "voxels": int(mask.sum()),
-            "volume_ml": None if millilitres is None else float(f"{mask.sum() * millilitres:.6g}"),
+            **_statistics(mask, volume),
             "seconds": round(elapsed, 3),
         }
         for result, mask, elapsed in zip(results, masks, seconds[1:], strict=True)
@@ -193,6 +218,12 @@ def _report(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _statistics(mask: np.ndarray, volume: Volume) -> dict:
+    """Return a mask's statistics for the report, with numbers of six digits."""
+    text = json.dumps(asdict(statistics_of(mask, volume)))
+    return json.loads(text, parse_float=lambda number: float(f"{float(number):.6g}"))
 
 
 def _made_by(segmenter: "Segmenter", request: Request, source: str) -> dict:

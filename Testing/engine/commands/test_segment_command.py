@@ -1,5 +1,6 @@
 """python -m engine.segment, as a user runs it: what it writes, and what it refuses with one line and code 2."""
 
+import csv
 import json
 import os
 import shlex
@@ -124,7 +125,7 @@ def test_a_folder_of_studies_goes_through_and_one_failure_stops_no_other(command
     (studies / "b.nii.gz").write_bytes(b"broken")
     code, printed, errors = command(studies, "-p", "brain", "-o", out)
     assert code == 2 and "b.nii.gz cannot be read" in errors and "1 of 3 studies failed" in errors
-    assert files(out) == {"a.seg.nrrd", "a.json", "c.seg.nrrd", "c.json", "summary.csv"}
+    assert files(out) == {"a.seg.nrrd", "a.json", "c.seg.nrrd", "c.json", "summary.csv", "segments.csv"}
     stamps = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.suffix != ".csv"}
 
     (studies / "b.nii.gz").write_bytes(scan.read_bytes())
@@ -141,7 +142,7 @@ def test_a_folder_of_studies_goes_through_and_one_failure_stops_no_other(command
 def test_one_scan_into_a_new_folder_keeps_its_name(command, scan, tmp_path, folder):
     code, printed, errors = command(scan, "-p", "brain", "-o", f"{tmp_path}/{folder}")
     assert code == 0 and f"wrote {tmp_path / 'new' / 'results' / 'scan.seg.nrrd'}" in printed, errors
-    assert files(tmp_path / "new" / "results") == {"scan.seg.nrrd", "scan.json", "summary.csv"}
+    assert files(tmp_path / "new" / "results") == {"scan.seg.nrrd", "scan.json", "summary.csv", "segments.csv"}
 
 
 def test_new_folders_of_all_outputs_are_made(command, scan, tmp_path):
@@ -204,7 +205,7 @@ def test_a_link_to_a_scan_gives_its_own_name(command, scan, tmp_path):
     (tmp_path / "out").mkdir(), (tmp_path / "in").mkdir()
     (tmp_path / "in" / "sub-01.nii.gz").symlink_to(scan)
     assert command(tmp_path / "in" / "sub-01.nii.gz", "-p", "brain", "-o", tmp_path / "out")[0] == 0
-    assert files(tmp_path / "out") == {"sub-01.seg.nrrd", "sub-01.json", "summary.csv"}
+    assert files(tmp_path / "out") == {"sub-01.seg.nrrd", "sub-01.json", "summary.csv", "segments.csv"}
 
 
 @pytest.mark.parametrize("prompt", ["[/b] [red]x", "$a_{$"])
@@ -405,3 +406,64 @@ def test_ctrl_c_stops_in_a_quarter_of_the_time_that_starting_took_and_leaves_no_
     assert process.returncode == 130
     assert "Traceback" not in process.stderr.read()
     assert files(tmp_path) == before
+
+
+def table(folder):
+    with (folder / "segments.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_statistics_of_all_segments_are_in_a_table_also_of_studies_that_were_done_before(
+    command, scan, tmp_path
+):
+    studies, out = tmp_path / "studies", tmp_path / "out"
+    studies.mkdir()
+    (studies / "a.nii.gz").write_bytes(scan.read_bytes())
+    (studies / "b.nii.gz").write_bytes(b"broken")
+    words = [studies, "-p", "brain;polyp", "--threshold", 0.1, "-o", out]
+    assert command(*words)[0] == 2
+    first = table(out)
+    assert [(row["study"], row["report"], row["prompt"]) for row in first] == [
+        ("a", "a.json", "brain"),
+        ("a", "a.json", "polyp"),
+    ]
+    (studies / "b.nii.gz").write_bytes(scan.read_bytes())
+    code, printed, _ = command(*words, "--resume")
+    assert code == 0 and printed.count("done before") == 1
+    rows = table(out)
+    assert rows[:2] == first and [row["study"] for row in rows[2:]] == ["b", "b"]
+    assert [{**row, "study": "a", "report": "a.json"} for row in rows[2:]] == first
+
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(scan))
+    for row, result in zip(rows, json.loads((out / "a.json").read_text())["results"], strict=False):
+        assert {key: row[key] for key in ("voxels", "mean", "sd")} == {
+            key: str(result[key]) for key in ("voxels", "mean", "sd")
+        }
+        assert [float(row[f"centroid_{axis}_mm"]) for axis in "lps"] == result["centroid_mm"]
+        assert [float(row[f"highest_{axis}_mm"]) for axis in "lps"] == result["highest_mm"]
+    assert command(scan, *words[1:5], "-o", tmp_path / "m.nii.gz", "--masks", "--exclusive", "--report")[0] == 0
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "m_brain.nii.gz")) > 0
+    (brain, _) = json.loads((tmp_path / "m.json").read_text())["results"]
+    assert brain["voxels"] == mask.sum() and brain["mean"] == pytest.approx(voxels[mask].mean(), rel=1e-5)
+    assert brain["slices"] == mask.any(axis=(1, 2)).sum()
+
+
+def test_the_table_has_each_frame_and_no_place_of_what_is_empty(command, scan, tmp_path):
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(scan)] * 2), tmp_path / "cine.nii.gz")
+    words = ["-p", "brain", "--frame", "all", "--min-volume-ml", 1000, "-o", tmp_path / "out"]
+    assert command(tmp_path / "cine.nii.gz", *words)[0] == 0
+    rows = table(tmp_path / "out")
+    assert [(row["study"], row["report"]) for row in rows] == [
+        ("cine", "cine_frame0000.json"),
+        ("cine", "cine_frame0001.json"),
+    ]
+    assert {(row["voxels"], row["volume_ml"], row["mean"], row["centroid_l_mm"]) for row in rows} == {
+        ("0", "0.0", "", "")
+    }
+
+
+def test_a_table_of_no_study_has_its_columns(command, tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"broken")
+    assert command(tmp_path / "a.nii.gz", "-p", "brain", "-o", tmp_path / "out")[0] == 2
+    (line,) = (tmp_path / "out" / "segments.csv").read_text().splitlines()
+    assert line.startswith("study,report,prompt,found,") and "centroid_l_mm,centroid_p_mm,centroid_s_mm" in line

@@ -78,7 +78,7 @@ def smooth(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """
     if not mask.any():
         return mask
-    box = _box(mask, margin=SMOOTHING_MARGIN)
+    box = box_of(mask, margin=SMOOTHING_MARGIN)
     image = sitk.Cast(_image(mask[box]), sitk.sitkFloat32)
     image.SetSpacing([float(spacing) for spacing in spacing_mm])
     mean = sitk.DiscreteGaussian(image, (SMOOTHING * min(spacing_mm)) ** 2)
@@ -87,8 +87,8 @@ def smooth(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     return smoothed
 
 
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Return the smallest box around a mask's voxels, with a margin."""
+def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """Return the smallest box (z, y, x) around the voxels of a mask that has some, with a margin."""
     ranges = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(max(0, r[0] - margin), r[-1] + 1 + margin) for r in ranges)
 

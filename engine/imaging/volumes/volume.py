@@ -30,8 +30,8 @@ class Volume:
         sources: the DICOM files of the slices, or the one with all of them, in any order; none for other formats.
         stack: the DICOM slices that it was made of, with their places: a `Stack` of `imaging/dicom/stacks.py`.
             They are those of z unless it was resampled.
-        no_numbers: how many of its voxels were NaN or infinite. They got the lowest value of the others, so that no
-            window, percentile or net ever meets them.
+        invalid: (z, y, x) bool, which of its voxels were NaN or infinite; None where none was. They got the lowest
+            value of the others, so that no window, percentile or net ever meets them.
 
     Raises:
         UserError: the voxels are of the wrong form, empty or all NaN or infinite, or the geometry is degenerate.
@@ -48,7 +48,7 @@ class Volume:
     spacing_known: tuple[bool, bool, bool] = (True, True, True)
     sources: tuple[Path, ...] = ()
     stack: Any = None
-    no_numbers: int = 0
+    invalid: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.voxels.shape
@@ -86,6 +86,11 @@ class Volume:
         return np.reshape(self.direction, (3, 3))
 
     @property
+    def no_numbers(self) -> int:
+        """How many of its voxels were NaN or infinite."""
+        return 0 if self.invalid is None else int(np.count_nonzero(self.invalid))
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What people must know of the voxels, in words."""
         if not self.no_numbers:
@@ -103,12 +108,11 @@ class Volume:
     def _replace_what_is_no_number(self) -> None:
         with np.errstate(over="ignore"):
             valid = np.isfinite(self.voxels.astype(np.float32, copy=False))  # as nets compute
-        count = int(np.count_nonzero(~valid))
-        if count == self.voxels.size:
+        if not valid.any():
             raise UserError(f"every voxel of {self.name} is NaN or infinite; there is nothing to segment")
-        if count:
+        if not valid.all():
             object.__setattr__(self, "voxels", np.where(valid, self.voxels, self.voxels[valid].min()))
-            object.__setattr__(self, "no_numbers", self.no_numbers + count)
+            object.__setattr__(self, "invalid", ~valid if self.invalid is None else self.invalid | ~valid)
 
 
 def check_geometry(name: str, spacing_mm: Any, origin_mm: Any, direction: Any) -> None:

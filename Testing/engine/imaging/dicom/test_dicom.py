@@ -619,7 +619,7 @@ def test_zip_files_are_studies_of_a_folder(tmp_path, monkeypatch, capsys, tiny_a
     arguments = (tmp_path / "in", "-p", "brain", "-a", tiny_adapter, "-o", tmp_path / "out", "--device", "cpu")
     code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     assert code == 0, errors
-    assert files(tmp_path / "out") == {"anna.seg.nrrd", "anna.json", "summary.csv"}
+    assert files(tmp_path / "out") == {"anna.seg.nrrd", "anna.json", "summary.csv", "segments.csv"}
 
 
 def entry(name="a.dcm", kind=0o100644) -> zipfile.ZipInfo:

@@ -518,7 +518,7 @@ def test_a_folder_of_studies_gets_dicom_and_says_what_is_none(command, tmp_path)
     arguments = [tmp_path / "studies", "-p", "brain", "-o", tmp_path / "out", "--format", ".dcm"]
     code, _, errors = command(*arguments)
     assert code == 2 and "c.nii.gz is none; write .seg.nrrd instead" in errors and "1 of 3 studies failed" in errors
-    assert files(tmp_path / "out") == {"a.dcm", "a.json", "b.dcm", "b.json", "summary.csv"}
+    assert files(tmp_path / "out") == {"a.dcm", "a.json", "b.dcm", "b.json", "summary.csv", "segments.csv"}
     code, printed, _ = command(*arguments, "--resume")
     assert code == 2 and printed.count("done before") == 2
 

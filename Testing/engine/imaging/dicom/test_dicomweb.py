@@ -99,7 +99,7 @@ def test_the_command_segments_a_series_of_a_server_and_resumes(series, tmp_path,
     code, _, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     uid = address.rpartition("/")[2]
     assert code == 0, errors
-    assert files(tmp_path / "out") == {f"{uid}.seg.nrrd", f"{uid}.json", "summary.csv"}
+    assert files(tmp_path / "out") == {f"{uid}.seg.nrrd", f"{uid}.json", "summary.csv", "segments.csv"}
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     assert code == 0 and "done before" in printed, errors
 
@@ -122,9 +122,13 @@ def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeyp
     put_series(orthanc, tmp_path / "series", **place)
     service, out = f"{orthanc}/dicom-web", tmp_path / "out.dcm"
     arguments = (f"{service}/studies/{study}", "-p", "brain", "-a", tiny_adapter, "--threshold", 0.1, "-o", out)
-    arguments = (*arguments, "--report", "--device", "cpu", "--store", service)
+    arguments = (*arguments, "--report", "--measurements", "--device", "cpu", "--store", service)
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments)
     assert code == 0 and "stored out.dcm" in printed, errors
+    assert "stored out.sr.dcm" in printed
+    measured = pydicom.dcmread(tmp_path / "out.sr.dcm")
+    with fetched(f"{service}/studies/{study}/series/{measured.SeriesInstanceUID}") as place:
+        assert [pydicom.dcmread(path).SOPInstanceUID for path in place.iterdir()] == [measured.SOPInstanceUID]
     written = pydicom.dcmread(out)
     address = f"{service}/studies/{study}/series/{written.SeriesInstanceUID}"
     with fetched(address) as place:
@@ -132,7 +136,8 @@ def test_what_was_found_is_stored_where_the_series_is(orthanc, tmp_path, monkeyp
         stored = pydicom.dcmread(path)
         assert stored.SOPInstanceUID == written.SOPInstanceUID
         assert np.array_equal(stored.pixel_array, written.pixel_array)
-    urllib.request.urlopen(urllib.request.Request(f"{orthanc}/series/{id_of(orthanc, stored)}", method="DELETE"))
+    for sent in (stored, measured):
+        urllib.request.urlopen(urllib.request.Request(f"{orthanc}/series/{id_of(orthanc, sent)}", method="DELETE"))
     code, printed, errors = run_command(monkeypatch, capsys, segment.main, *arguments, "--resume")
     assert code == 0 and "done before" in printed and "stored out.dcm" in printed, errors
     with fetched(address) as place:

@@ -370,7 +370,7 @@ def test_each_series_of_a_folder_is_a_study(tmp_path, monkeypatch, capsys, tiny_
     found = list_series(folder)
     ends = [series.uid[-6:] for series in found if series.number == "2"]
     names = {f"in_2_{end}{suffix}" for end in ends for suffix in (".seg.nrrd", ".json")}
-    assert files(tmp_path / "out") == {"summary.csv", *names}
+    assert files(tmp_path / "out") == {"summary.csv", "segments.csv", *names}
     summary = (tmp_path / "out" / "summary.csv").read_text()
     assert "in_7,failed" in summary and summary.count(",done,") == 2
     code, printed, _ = run_command(monkeypatch, capsys, segment.main, *arguments, "--resume")
