@@ -30,7 +30,7 @@ from engine.data.described import images_of_fraction
 from engine.data.splits import overlap_warning, spread_evenly
 from engine.errors import Cancelled, UserError
 from engine.evaluation.card_figures import calibrate_adapter, measure_adapter, measure_by
-from engine.evaluation.measuring import Rules, means
+from engine.evaluation.measuring import Rules, Score, means
 from engine.files import check_folder, write_csv, write_text
 from engine.imaging.volumes.planes import ALL_PLANES, PLANES
 from engine.models.bases import Base, open_base
@@ -267,7 +267,7 @@ def _test(segmenter: Segmenter, plan: Plan, test_set: DataSet, others: list[str]
     if not scores:
         print("not tested: nothing is labelled in the split 'test'")
         return None
-    write_csv(folder / SCORES, scores)
+    write_csv(folder / SCORES, _numbered(scores))
     total = means(scores)
     print(f"test {_figures(total)}")
     if rates:
@@ -277,13 +277,19 @@ def _test(segmenter: Segmenter, plan: Plan, test_set: DataSet, others: list[str]
         with progress_bar("testing by the plan's rules", test_set.case_count) as update:
             masks = test_set.masks_above(plan.mask_above)
             theirs = measure_by(rules, plan.test_prompts, segmenter, masks, plan.seed, update)
-        write_csv(folder / PROTOCOL_SCORES, theirs)
+        write_csv(folder / PROTOCOL_SCORES, _numbered(theirs))
         print(f"test with {plan.test_prompts} prompts, {rules}: {_figures(means(theirs))}")
     return total
 
 
 def _figures(total: dict) -> str:
     return f"Dice {total['dice']:.3f}, IoU {total['iou']:.3f}, HD95 {total['hd95']}"
+
+
+def _numbered(scores: list[Score]) -> list[Score]:
+    """Return scores with numbers for their cases, in the order of the split: a file may have a patient's name."""
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(s.case for s in scores), start=1)}
+    return [replace(score, case=numbers[score.case]) for score in scores]
 
 
 def _summarise_seeds(output: Path, results: dict[int, dict | None]) -> None:

@@ -360,7 +360,7 @@ def test_a_folder_of_studies_gets_structure_sets_and_says_what_is_no_dicom(comma
     sitk.WriteImage(sitk.GetImageFromArray(np.eye(16, dtype=np.int16)[None]), tmp_path / "studies" / "c.nii.gz")
     code, _, errors = command(tmp_path / "studies", "-p", "brain", "-o", f"{tmp_path}/out/", "--format", ".rt.dcm")
     assert code == 2 and "c.nii.gz is none; write .seg.nrrd instead" in errors
-    assert files(tmp_path / "out") == {"a.rt.dcm", "a.json", "summary.csv"}
+    assert files(tmp_path / "out") == {"a.rt.dcm", "a.json", "summary.csv", "segments.csv"}
 
 
 def test_an_absent_structure_has_no_contour(command, series, tmp_path, tiny_base):

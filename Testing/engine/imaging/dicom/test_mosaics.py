@@ -209,7 +209,7 @@ def test_each_mosaic_of_a_series_is_a_volume_of_its_own(tmp_path):
 def test_no_segmentation_refers_to_the_slices_of_a_mosaic(tmp_path):
     uids = {"StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.3"}
     volume = read_volume(write_mosaic(tmp_path / "a.dcm", slices(9), **uids))
-    with pytest.raises(UserError, match=r"mosaic, to whose slices no DICOM segmentation can refer; write \.seg"):
+    with pytest.raises(UserError, match=r"mosaic, to whose slices no DICOM result can refer; write \.seg"):
         check_format(tmp_path / "o.dcm", volume, 1, exclusive=False)
     segment = Segment("brain", volume.voxels > 450, (1.0, 0.5, 0.0), {}, Algorithm("a", "1", "0" * 64))
     write_segments(tmp_path / "o.nrrd", [segment], volume)
