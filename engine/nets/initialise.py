@@ -41,19 +41,20 @@ def _interpolate(mix: nn.Conv2d, spread: nn.ConvTranspose2d) -> None:
 
     `spread` gives each patch a square of its own, without overlap, so answers begin as blocks of a patch's size.
     But the 3 × 3 convolution before it sees the neighbours: it can say what lies at each of the finer places in a
-    patch, and `spread` put that there. With this start, validation Dice on seven sets after 120 steps was 0.53, not
+    patch, and `spread` put that there. With this start, validation Dice on seven sets after 120 steps was 0.56, not
     0.48.
     """
     fine = spread.stride[0]
-    groups = mix.out_channels // fine**2  # mixtures of the channels, each at all finer places
-    if groups < 2:  # a single mixture may be below zero everywhere, and is then dead behind the ReLU
+    pairs = mix.out_channels // fine**2 // 2  # of mixtures of the channels, each at all finer places
+    if not pairs:
         return
     neighbours = torch.eye(9).view(9, 1, 3, 3)
     weights = F.interpolate(neighbours, scale_factor=fine, mode="bilinear")[:, 0, fine : 2 * fine, fine : 2 * fine]
-    mixtures = 1.4 * torch.randn(groups, mix.in_channels) / mix.in_channels**0.5
+    mixtures = 1.4 * torch.randn(pairs, mix.in_channels) / mix.in_channels**0.5
+    mixtures = torch.cat([mixtures, -mixtures])  # what follows lets only one of the two through
     start = torch.einsum("gc,nyx->gyxcn", mixtures, weights).reshape(-1, mix.in_channels, 3, 3)
     places = torch.eye(fine**2).view(fine, fine, fine, fine)
-    answers = torch.randn(groups, spread.out_channels) * (2 / groups) ** 0.5
+    answers = torch.randn(2 * pairs, spread.out_channels) / pairs**0.5
     spread_start = torch.einsum("go,yxvu->gyxovu", answers, places).reshape(-1, spread.out_channels, fine, fine)
     for layer, weight in ((mix, start), (spread, spread_start)):
         layer.weight.mul_(REST)

@@ -260,8 +260,9 @@ def test_fresh_weights_give_logits_of_order_one(network, inputs):
 
 def test_the_upsampling_starts_smooth(network):
     torch.manual_seed(0)
-    network.config.reduce_dim = 64  # room for four mixtures of the channels, each at sixteen places in a patch
-    mix, relu, spread, *_ = new_network(network.config).decoder.transposed_convolution
+    config = copy.deepcopy(network.config)
+    config.reduce_dim = 64
+    mix, relu, spread, *_ = new_network(config).decoder.transposed_convolution
     with torch.no_grad():
         finer = spread(relu(mix(torch.randn(4, mix.in_channels, 8, 8))))
     steps = (finer[..., 1:] - finer[..., :-1]).abs().mean((0, 1, 2))
