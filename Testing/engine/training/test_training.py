@@ -238,6 +238,7 @@ def test_the_run_folder_says_how_the_adapter_was_made(train_command, pictures, t
         "log.csv",
         "curves.png",
         "checkpoint.safetensors",
+        "scores.csv",
     }
     plan = yaml.safe_load((out / "run" / "plan.yaml").read_text())
     assert (plan["method"], plan["epochs"], plan["batch_size"], plan["learning_rate"]) == ("shallow", 2, 2, 3e-4)
@@ -249,7 +250,7 @@ def test_the_run_folder_says_how_the_adapter_was_made(train_command, pictures, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 3\n", "unknown keys epoch; there are method"),
+        ("epoch: 3\n", "unknown keys epoch; there are protocol, method"),
         ("a: [", "cannot be read as YAML"),
         ("epochs:\n", "epochs is None; give a whole number from 1 on"),
         ("augment: sometimes\n", "augment is sometimes; there are True, False"),
