@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from engine.data import open_data_set
 from engine.data.synonyms import Wordings, exchange_sides, misspell
@@ -151,8 +152,6 @@ def test_wordings_are_trained_or_held_out(tmp_path):
 
 
 def test_every_structure_of_the_project_holds_out_three_wordings():
-    from conftest import ROOT
-
     words = Wordings.read(ROOT / "Resources" / "Models" / "wordings.yaml")
     assert min(len(held_out) for held_out in words.held_out.values()) >= 3
     assert json.dumps(words.trained).isascii()

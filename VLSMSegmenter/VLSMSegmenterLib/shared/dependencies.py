@@ -65,6 +65,8 @@ PACKAGES = (
     Package("accelerate", "accelerate>=1.0", 0.4),
     Package("monai", "monai>=1.4", 1.7),
     Package("yaml", "PyYAML>=6.0", 0.8),
+    Package("openpyxl", "openpyxl>=3.1", 0.3),
+    Package("scipy", "scipy>=1.11", 36),
     Package("tensorboard", "tensorboard>=2.17", 14),
     Package("matplotlib", "matplotlib>=3.8", 16),
 )
