@@ -55,7 +55,7 @@ def test_a_bare_python_lacks_everything(tmp_path):
     report = inspect_python(str(tmp_path / "bare" / "bin" / "python"))
     assert report.missing == list(PACKAGES) and report.versions == {}
     words = report.describe(nvidia=True)
-    assert "torch>=2.10 (about 2.5 GB)" in words and re.search(r"In all about 2\.6 GB to download", words)
+    assert "torch>=2.10 (about 2.5 GB)" in words and re.search(r"In all about 2\.7 GB to download", words)
     assert "torch>=2.10 (about 200 MB)" in report.describe(nvidia=False)
 
 
