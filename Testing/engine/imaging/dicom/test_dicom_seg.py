@@ -322,6 +322,7 @@ LACKING = {
 
 @pytest.mark.parametrize("case", LACKING)
 @pytest.mark.filterwarnings("ignore:Invalid value")
+@pytest.mark.filterwarnings("ignore:The value length")  # of the series that the test writes
 def test_a_source_that_cannot_be_referred_to_is_refused_before_anything_is_computed(tmp_path, case):
     attributes, message = LACKING[case]
     volume = read_volume(write_series(tmp_path / "series", **attributes))
